@@ -1,0 +1,69 @@
+"""Multi-step workflows that survive in short-lived functions.
+
+A workflow is a plain generator.  An executor performs one tool call, saves the result in your own store,
+rings for the next invocation and exits; the next one, on any machine, replays the results and goes on::
+
+    from sequential import FlowExecutor, tool
+    from sequential.stores.sqlite import SQLiteStorage
+
+    def workflow(input):
+        user = yield tool("api", "user", {"id": input["user_id"]})
+        posts = yield tool("api", "posts", {"uid": user["id"]})
+        return {"user": user, "posts": posts}
+
+    def call(category, name, input):
+        return {"id": input.get("id"), "from": f"{category}.{name}"}
+
+    flow = FlowExecutor(SQLiteStorage("flows.db"), call=call)
+    print(flow.execute_sync(workflow, "exec-1", {"user_id": 123}))  # {'paused': 'exec-1', 'step': 0}
+"""
+
+from .current import Current, current
+from .errors import (
+    Diverged,
+    EventLoopNeeded,
+    Fenced,
+    HookNotConfigured,
+    IdInUse,
+    InvalidId,
+    InvalidWorkflow,
+    InvalidYield,
+    NotEncodable,
+    NotSupported,
+    SequentialError,
+    StorageError,
+    UnknownExecution,
+    UnknownWorkflow,
+)
+from .executor import FlowExecutor, Status
+from .hooks import install
+from .invocation import Paused
+from .observe import Event
+from .requests import save, tool, version
+
+__all__ = [
+    "Current",
+    "Diverged",
+    "Event",
+    "EventLoopNeeded",
+    "Fenced",
+    "FlowExecutor",
+    "HookNotConfigured",
+    "IdInUse",
+    "InvalidId",
+    "InvalidWorkflow",
+    "InvalidYield",
+    "NotEncodable",
+    "NotSupported",
+    "Paused",
+    "SequentialError",
+    "Status",
+    "StorageError",
+    "UnknownExecution",
+    "UnknownWorkflow",
+    "current",
+    "install",
+    "save",
+    "tool",
+    "version",
+]

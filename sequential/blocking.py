@@ -1,0 +1,60 @@
+"""The blocking twin of an ``async`` method, from the same body and without an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from .errors import EventLoopNeeded
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+COROUTINE = 0x80
+"""How CPython marks an ``async def`` function's code (inspect.CO_COROUTINE)."""
+
+
+def blocking(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """Return a function that runs `method` to its end in the calling thread.
+
+    As long as every hook and the storage answer at once, the coroutine never suspends, and a single send
+    carries it through.
+
+    Raises:
+        EventLoopNeeded: From the returned function, when something in it waits for an event loop.
+    """
+
+    @wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        coroutine = method(*args, **kwargs)
+        try:
+            coroutine.send(None)
+            # Thrown in at the point where it waits, so that the coroutine cleans up after itself.
+            coroutine.throw(EventLoopNeeded())
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+        except RuntimeError as error:
+            if needs_event_loop(error):
+                raise EventLoopNeeded from error
+            raise
+        finally:
+            coroutine.close()
+        raise EventLoopNeeded
+
+    run.__name__ += "_sync"
+    run.__qualname__ += "_sync"
+    run.__doc__ = f"Do what {method.__name__}() does, without an event loop."
+    return run
+
+
+def needs_event_loop(error: BaseException) -> bool:
+    """Whether `error` is asyncio's own complaint that no event loop runs in this thread."""
+    return type(error) is RuntimeError and str(error) in {"no running event loop", "There is no current event loop"}
+
+
+def is_async(function: object) -> bool:
+    """Whether `function` was written with ``async def``: told as `inspect` does, which is too slow to import."""
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    return bool(code and code.co_flags & COROUTINE)

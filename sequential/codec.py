@@ -1,0 +1,144 @@
+"""How values become bytes in a store and come back: strict JSON, or what the user brings.
+
+A value is never held longer than it is needed, because a single result may be as large as a fair part of
+the memory: the caller hands its only reference over, and both directions let go of it half-way.
+"""
+
+from __future__ import annotations
+
+import json.encoder
+from collections.abc import Callable, Iterable
+from json.decoder import JSONDecoder
+from json.encoder import JSONEncoder, encode_basestring
+from math import isfinite
+from typing import Any, NoReturn, Protocol
+from zlib import crc32
+
+_LARGE = 1 << 20
+"""Characters from which a value is encoded piecewise: below it, twice the text is no burden to anyone."""
+
+_DEEP = 900
+"""Levels of nesting that are searched for a fault: Python's own limit, less what the caller's stack takes."""
+
+
+class Codec(Protocol):
+    """What a store needs to keep values: a workflow only ever sees ``loads(dumps(value))``."""
+
+    def dumps(self, value: Any, /) -> bytes:
+        """Return `value` as bytes, or raise any exception to refuse it."""
+        ...
+
+    def loads(self, data: bytes, /) -> Any:
+        """Return the value that `dumps` was given, or its nearest equal."""
+        ...
+
+
+class JSONCodec:
+    """Strict JSON in UTF-8: no NaN, no infinity, no lone surrogates, every number to its last bit.
+
+    As JSON has it, a tuple comes back as a list, and a number used as a key comes back as text.
+    """
+
+    def dumps(self, value: Any, /) -> bytes:
+        """Encode `value`.
+
+        Raises:
+            ValueError: Naming the part that is not JSON and what is wrong with it.
+        """
+        try:
+            if not _is_large(value):
+                return "".join(_encode(value, 0)).encode()
+            # In one go a large text would stand in memory three times; in pieces, never more than twice.
+            pieces = list(_ENCODER.iterencode(value))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(_find_fault(value) or str(error)) from None
+        del value
+        pieces.reverse()
+        data = bytearray()
+        while pieces:
+            data += pieces.pop().encode()
+        return bytes(data)
+
+    def loads(self, data: bytes, /) -> Any:
+        """Decode `data`."""
+        text = data.decode()
+        del data
+        value, end = _DECODER.raw_decode(text)
+        return value if end == len(text) else _DECODER.decode(text)
+
+
+def fingerprint(value: Any) -> int | None:
+    """Return a number that tells one tool input from another, or ``None`` where JSON cannot express it."""
+    try:
+        return crc32("".join(_encode_sorted(value, 0)).encode())
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _is_large(value: Any) -> bool:
+    size, items = 0, [value]
+    for item in items:
+        if isinstance(item, str):
+            size += len(item)
+        elif isinstance(item, dict):
+            size += 16 * len(item)
+            items += item
+            items += item.values()
+        elif isinstance(item, (list, tuple)):
+            size += 8 * len(item)
+            items += item
+        else:
+            continue
+        if size > _LARGE:
+            return True
+    return False
+
+
+def _find_fault(value: Any) -> str | None:  # noqa: C901, PLR0911 - a table of kinds, in the order they are met
+    """Say which part of `value` is not JSON, without recursion: it may be nested without end."""
+    parts: list[tuple[str, Any, frozenset[int]]] = [("value", value, frozenset())]
+    while parts:
+        path, part, around = parts.pop()
+        if isinstance(part, str):
+            if not part.isascii() and any("\ud800" <= character <= "\udfff" for character in part):
+                return f"{path} holds a lone surrogate, which UTF-8 cannot express"
+        elif isinstance(part, float):
+            if not isfinite(part):
+                return f"{path} is {part}, which JSON cannot express"
+        elif isinstance(part, (dict, list, tuple)):
+            if id(part) in around:
+                return f"{path} holds itself"
+            if len(around) == _DEEP:
+                return f"{path[:40]}... is nested more than {_DEEP} levels deep"
+            pairs = list(part.items() if isinstance(part, dict) else enumerate(part))
+            for key, _ in pairs:
+                if not isinstance(key, (str, int, float, bool, type(None))):
+                    return f"{path} has the key {key!r}, and a key in JSON is text"
+            around |= {id(part)}
+            parts.extend((f"{path}[{key!r}]", child, around) for key, child in reversed(pairs))
+            parts.extend(
+                (f"the key {key!r} of {path}", key, around) for key, _ in pairs if isinstance(key, (str, float))
+            )
+        elif not isinstance(part, (int, type(None))):
+            return f"{path} is a {type(part).__name__}, and JSON has dict, list, str, int, float, bool and None only"
+    return None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _prepare(encoder: JSONEncoder) -> Callable[[Any, int], Iterable[str]]:
+    """Return what `encoder` does for each value, made once: making it anew takes longer than encoding a small value."""
+    try:
+        return json.encoder.c_make_encoder(  # type: ignore[attr-defined, no-any-return]
+            None, encoder.default, encode_basestring, None, ":", ",", encoder.sort_keys, False, encoder.allow_nan
+        )
+    except TypeError:  # an interpreter without it, or with another
+        return lambda value, _: encoder.iterencode(value)
+
+
+_ENCODER = JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_DECODER = JSONDecoder(parse_constant=_refuse)
+_encode = _prepare(_ENCODER)
+_encode_sorted = _prepare(JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True))

@@ -1,0 +1,193 @@
+"""Every error that this library raises on purpose.
+
+    SequentialError
+    |- HookNotConfigured    a tool is asked for and nobody said how to call tools
+    |- InvalidWorkflow      what was given is not a generator function
+    |- InvalidYield         a workflow yielded something that is not a request
+    |- InvalidId            an execution id that no store could carry
+    |- IdInUse              the id belongs to another workflow, or has another input
+    |- UnknownExecution     no such id in the store
+    |- UnknownWorkflow      the execution's workflow is not among ``workflows=``
+    |- NotSupported         this storage cannot promise what was asked of it
+    |- NotEncodable         the codec refused an input, a result or a final value
+    |- EventLoopNeeded      a blocking method met something that really waits
+    |- Diverged             the workflow asks for something else than it did before
+    |- Fenced               another invocation has taken this execution over
+    `- StorageError         the store is away, full, read-only or not a store at all
+
+None of them is ever recorded as the result of a step.  What an error knows it carries as attributes and
+in ``args``, so it survives pickling; the text is made from them when it is shown.
+"""
+
+from __future__ import annotations
+
+
+class SequentialError(Exception):
+    """Base of all errors raised by this library."""
+
+    _text = "{0}"
+
+    def __str__(self) -> str:
+        return self._text.format(*self.args)
+
+
+class HookNotConfigured(SequentialError):
+    """A tool was asked for, but no ``call`` hook is configured."""
+
+
+class InvalidWorkflow(SequentialError):
+    """The object given as a workflow is not a generator function."""
+
+
+class InvalidYield(SequentialError):
+    """A workflow yielded something that is not a request."""
+
+
+class InvalidId(SequentialError):
+    """An execution id that would not fit into a URL, a key or a path."""
+
+    _text = (
+        "{0!r} cannot be an execution id: use 1 to 200 characters of A-Z a-z 0-9 _ . : @ ~ - "
+        "(and not '.' or '..' alone), or leave the id out to get a new one"
+    )
+
+    def __init__(self, id: object) -> None:
+        super().__init__(id)
+        self.id = id
+
+
+class IdInUse(SequentialError):
+    """An execution with this id exists and is not the one that is asked for.
+
+    Args:
+        id: The execution's id.
+        what: What differs, ``"workflow"`` or ``"input"``.
+        recorded: What the execution was started with.
+        given: What was given now.
+    """
+
+    _text = (
+        "execution {0!r} was started with {1} {2}, not {3}: use another id for another execution, "
+        "leave the input out to go on with this one, or delete({0!r}) to begin anew"
+    )
+
+    def __init__(self, id: str, what: str, recorded: str, given: str) -> None:
+        super().__init__(id, what, recorded, given)
+        self.id, self.what, self.recorded, self.given = id, what, recorded, given
+
+
+class UnknownExecution(SequentialError):
+    """No execution with this id is in the store."""
+
+    _text = (
+        "there is no execution {0!r} in the store: it was never started, was deleted, or has finished "
+        "(a finished execution is kept only with FlowExecutor(..., retain=True))"
+    )
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id)
+        self.id = id
+
+
+class UnknownWorkflow(SequentialError):
+    """The workflow that an execution was started with is not known to this executor."""
+
+    _text = "execution {0!r} runs workflow {1!r}, which is not among FlowExecutor(..., workflows=[{2}]): add it there"
+
+    def __init__(self, id: str, workflow: str, known: str) -> None:
+        super().__init__(id, workflow, known)
+        self.id, self.workflow, self.known = id, workflow, known
+
+
+class NotSupported(SequentialError):
+    """A storage of five methods cannot promise what was asked of it.
+
+    Args:
+        storage: The storage's type, by name.
+        what: What was asked for.
+    """
+
+    _text = (
+        "{1} needs more than the five storage methods of {0} can promise: use a built-in store "
+        "(sequential.stores.sqlite.SQLiteStorage, sequential.stores.memory.MemoryStorage), or derive {0} from "
+        "sequential.storage.Journal and check it with sequential.testing"
+    )
+
+    def __init__(self, storage: str, what: str) -> None:
+        super().__init__(storage, what)
+        self.storage, self.what = storage, what
+
+
+class NotEncodable(SequentialError):
+    """The codec refused a value; nothing was recorded.
+
+    Args:
+        where: Whose value it is: a tool and its step, an input, a final value.
+        reason: What the codec said: the offending part and what is wrong with it.
+    """
+
+    _text = "{0} cannot be stored: {1}"
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.where, self.reason = where, reason
+
+
+class EventLoopNeeded(SequentialError):
+    """A blocking method met a hook or a storage that really waits for something."""
+
+    _text = (
+        "a ..._sync method met an async hook or storage that waits for the event loop: "
+        "await the method of the same name without _sync, or give hooks and a storage that are not async"
+    )
+
+
+class Diverged(SequentialError):
+    """On replay the workflow asks for something else than what was recorded; nothing was run.
+
+    Args:
+        id: The execution's id.
+        step: The index of the step at which they part.
+        recorded: What this step was when it was recorded (``"tool api.user"``, ``"save"``).
+        asked: What the workflow asks for now (``"return"`` when it ends too early).
+    """
+
+    _text = (
+        "execution {0!r} has recorded {2!r} at step {1}, but its workflow now asks for {3!r}: the execution is parked "
+        "and keeps its results; bring the earlier code path back (or branch on version()), then resume({0!r})"
+    )
+
+    def __init__(self, id: str, step: int, recorded: str, asked: str) -> None:
+        super().__init__(id, step, recorded, asked)
+        self.id, self.step, self.recorded, self.asked = id, step, recorded, asked
+
+
+class Fenced(SequentialError):
+    """Another invocation has taken this execution over (or it was deleted); this one wrote nothing.
+
+    Args:
+        id: The execution's id.
+        token: The fencing token that this invocation held.
+    """
+
+    _text = (
+        "execution {0!r} is no longer held under fencing token {1}: another invocation took it, or it was deleted; "
+        "this one has written nothing more and stops (a lease= longer than the longest pause of a process avoids it)"
+    )
+
+    def __init__(self, id: str, token: int) -> None:
+        super().__init__(id, token)
+        self.id, self.token = id, token
+
+
+class StorageError(SequentialError):
+    """The store failed; the text names the store, what failed and what to do."""
+
+
+def message_of(error: BaseException) -> str:
+    """Return an error's text, or its type's name when it has none; whatever it holds, the text can be stored."""
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    return (text or type(error).__name__).encode(errors="backslashreplace").decode()

@@ -1,0 +1,295 @@
+"""The executor: claim an execution, have one invocation of it run, tell how executions stand, ring the late ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from time import time
+from typing import Any, NamedTuple, TypeVar
+from zlib import crc32
+
+from . import hooks
+from .blocking import blocking
+from .errors import Fenced, IdInUse, NotSupported, UnknownExecution, UnknownWorkflow
+from .invocation import GRACE, Invocation, Paused, Setup
+from .observe import Event, Observer
+from .storage import ENDED, PARKED, PlainJournal, Record, Storage, check_id, journal_for, new_id, new_run, settle
+from .workflow import Workflow, check, name_all
+
+T = TypeVar("T")
+
+LONGEST_WAIT = 3600.0
+"""Seconds that the sweep waits at most before it rings the same execution again."""
+
+ATTEMPTS = 10
+"""Rings of the sweep without a new step after which an execution is parked: some four hours of backoff."""
+
+
+class Status(NamedTuple):
+    """How an execution stands.  Times are seconds since the epoch."""
+
+    id: str
+    status: str
+    """``running``, ``failed``, ``diverged``, ``stuck`` or (with ``retain=True``) ``finished``."""
+    step: int
+    """How many steps are recorded."""
+    busy: bool
+    """Whether an invocation holds the lease at this moment."""
+    workflow: str
+    due: float | None
+    """When the sweep will ring; ``None``: never."""
+    attempts: int
+    """How often the sweep has rung since the last recorded step."""
+    error: str | None
+    value: Any
+    """The final value when finished."""
+
+
+class FlowExecutor:
+    """Runs workflows one tool call at a time over a store.
+
+    It holds no mutable state: one instance serves any number of threads and tasks.  Every ``async`` method
+    has a twin with ``_sync`` at the end of its name, which needs no event loop.
+
+    Args:
+        storage: A built-in store, or any object with the five methods of `sequential.storage.Storage`.
+        call: Performs a tool, ``call(category, name, input) -> result``, plain or ``async``; left out, the
+            process-wide hook of `sequential.install` is used.
+        resume: Hands an execution over to the next invocation, ``resume(id)``, and returns quickly; likewise.
+        workflows: The generator functions that `resume` finds by their names.
+        budget: Seconds during which an invocation goes on with the next step; 0 is one tool call per
+            invocation, ``math.inf`` runs to the end.
+        lease: Seconds after which a silent invocation is taken for dead.  It is renewed while a call runs.
+        retain: Whether a finished execution is kept with its value instead of being deleted.
+        version: Recorded at the start of each execution and answered to ``version()``.
+        observe: Called with an `Event` for each thing that happens.
+        clock: Returns the time in seconds since the epoch.
+
+    Raises:
+        InvalidWorkflow: When one of `workflows` is not a generator function.
+        NotSupported: When `retain` is asked of a storage of five methods.
+        TypeError: When `storage` lacks a method.
+        ValueError: When `lease` or `budget` is out of range.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        call: hooks.Call | None = None,
+        resume: hooks.Resume | None = None,
+        workflows: Iterable[Workflow[Any]] = (),
+        budget: float = 0.0,
+        lease: float = 120.0,
+        retain: bool = False,
+        version: int = 0,
+        observe: Callable[[Event], object] | None = None,
+        clock: Callable[[], float] = time,
+    ) -> None:
+        if not (lease > 0 and budget >= 0):
+            raise ValueError(f"lease must be above 0 seconds and budget not below 0, got {lease=} and {budget=}")
+        journal = journal_for(storage)
+        if retain and isinstance(journal, PlainJournal):
+            raise NotSupported(type(storage).__name__, "retain=True")
+        self._workflows = name_all(workflows)
+        self._setup = Setup(journal, call, resume, budget, lease, retain, version, Observer(observe), clock)
+
+    async def execute(self, workflow: Workflow[T], id: str | None = None, input: Any = None) -> T | Paused:
+        """Begin an execution, or go on with it: perform the next tool call and pause.
+
+        Args:
+            workflow: A generator function of the input, or of no argument.
+            id: The execution's id; left out, a new one.
+            input: Any JSON value; left out, what the execution was started with, or ``{}``.
+
+        Returns:
+            The workflow's value when it ends, or else `Paused`.
+
+        Raises:
+            InvalidWorkflow, InvalidId: Before anything is read or written.
+            IdInUse: When the id belongs to another workflow or has another input.
+            Diverged: When the workflow asks for something else than it did before; the execution is parked.
+            Fenced: When another invocation took the execution over meanwhile.
+            Exception: What the workflow itself raises; the execution is parked as failed, and this method or
+                `resume` goes on with it.
+        """
+        wanted = self._record(workflow, id, input)
+
+        def find(record: Record) -> Workflow[T]:
+            self._compare(record, wanted, input)
+            return workflow
+
+        value: T | Paused = await self._invoke(wanted, True, find)
+        return value
+
+    async def start(self, workflow: Workflow[Any], input: Any = None, id: str | None = None) -> str:
+        """Record an execution, ring for its first invocation and return its id; a second time, ring again.
+
+        Args:
+            workflow: As for `execute`.
+            input: As for `execute`.
+            id: As for `execute`.
+
+        Raises:
+            InvalidWorkflow, InvalidId, IdInUse: As for `execute`.
+            NotSupported: On a storage of five methods.
+        """
+        wanted = self._record(workflow, id, input)._replace(lease=0.0, due=self._setup.clock() + GRACE)
+        record, _ = await settle(self._setup.journal.claim(wanted, self._setup.clock(), True))
+        assert record is not None
+        self._compare(record, wanted, input)
+        if record.status not in ENDED | PARKED:
+            await self._setup.ring(record)
+        return record.id
+
+    async def resume(self, id: str) -> Any:
+        """Go on with an execution that is known by id alone, as a callback does.
+
+        Args:
+            id: The execution's id.  Of an unknown one (it may have finished long ago) nothing is run.
+
+        Returns:
+            The workflow's value when it ends, `Paused`, or ``None`` when there is no such execution.
+
+        Raises:
+            UnknownWorkflow: When its workflow is not among ``workflows=``.
+            NotSupported: On a storage of five methods.
+            Exception: As from `execute`.
+        """
+        return await self._invoke(
+            Record(check_id(id), "", lease=self._setup.clock() + self._setup.lease), False, self._find
+        )
+
+    async def status(self, id: str) -> Status | None:
+        """Tell how an execution stands, or ``None`` when there is none.
+
+        Args:
+            id: The execution's id.
+        """
+        record = await settle(self._setup.journal.read(check_id(id)))
+        if record is None:
+            return None
+        value = await self._value(record) if record.status == "finished" else None
+        busy = record.lease > self._setup.clock()
+        return Status(
+            id, record.status, record.step, busy, record.workflow, record.rings_at, record.attempts, record.error, value
+        )
+
+    async def history(self, id: str) -> list[dict[str, Any]]:
+        """List the recorded steps of an execution as JSON values.
+
+        Args:
+            id: The execution's id.
+
+        Returns:
+            One dict for each step: ``step``, ``asked``, ``fingerprint``, ``started``, ``ended``, ``error`` (the
+            type's name when the tool raised) and ``result``.
+
+        Raises:
+            UnknownExecution: When there is none.
+        """
+        record = await settle(self._setup.journal.read(check_id(id)))
+        if record is None:
+            raise UnknownExecution(id)
+        steps: list[dict[str, Any]] = []
+        while len(steps) < record.step:
+            for saved in await settle(self._setup.journal.results(record, len(steps), record.step)):
+                steps.append(saved._asdict())
+                steps[-1]["result"] = self._setup.journal.codec.loads(steps[-1].pop("data"))
+        return steps
+
+    async def delete(self, id: str) -> None:
+        """Forget an execution and its results; an invocation in flight is fenced off, an unknown id is no error.
+
+        Args:
+            id: The execution's id.
+        """
+        await settle(self._setup.journal.remove(check_id(id)))
+
+    async def sweep(self, limit: int = 100) -> list[str]:
+        """Ring every execution whose time has come: its callback was lost, or its process died.
+
+        Call it from a cron job, a loop or a scheduled function.  What has been rung 10 times without a new
+        step is parked as ``stuck`` and reported once.
+
+        Args:
+            limit: How many executions to ring at most.
+
+        Returns:
+            The ids that were rung.
+
+        Raises:
+            NotSupported: On a storage of five methods.
+        """
+        rung: list[str] = []
+        for record in await settle(self._setup.journal.due(self._setup.clock(), limit)):
+            stuck = record.attempts >= ATTEMPTS
+            # Jitter from the id and the attempt: spread like a random one, yet the same in every sweep.
+            wait = min(GRACE * 2**record.attempts, LONGEST_WAIT)
+            wait *= 0.75 + crc32(f"{record.id}:{record.attempts}".encode()) / 2**33
+            moved = record._replace(token=record.token + 1, lease=0.0)
+            if stuck:
+                moved = moved._replace(
+                    status="stuck", due=None, attempts=0, error=f"no progress in {ATTEMPTS} attempts of the sweep"
+                )
+            else:
+                moved = moved._replace(due=self._setup.clock() + wait, attempts=record.attempts + 1)
+            try:
+                await settle(self._setup.journal.commit(moved, record.token))
+            except Fenced:
+                continue  # another sweep or an invocation was first
+            if stuck:
+                self._setup.observer.tell("stuck", moved, moved.error or "")
+            else:
+                await self._setup.ring(moved)
+                rung.append(record.id)
+        return rung
+
+    execute_sync = blocking(execute)
+    start_sync = blocking(start)
+    resume_sync = blocking(resume)
+    status_sync = blocking(status)
+    history_sync = blocking(history)
+    delete_sync = blocking(delete)
+    sweep_sync = blocking(sweep)
+
+    def _record(self, workflow: Workflow[Any], id: str | None, input: Any) -> Record:
+        """Return the record that a new execution begins with, held by this invocation."""
+        setup = self._setup
+        name, now = check(workflow), setup.clock()
+        id = new_id() if id is None else check_id(id)
+        data = setup.encode({} if input is None else input, f"the input of execution {id!r}")
+        return Record(id, new_run(), 1, 0, "running", name, data, setup.version, now, now + setup.lease)
+
+    async def _invoke(self, wanted: Record, create: bool, find: Callable[[Record], Workflow[Any]]) -> Any:
+        """Claim an execution and run one invocation of it, or tell why not."""
+        record, taken = await settle(self._setup.journal.claim(wanted, self._setup.clock(), create))
+        if record is None:
+            return None
+        if taken:
+            return await Invocation(self._setup, record).run(find)
+        if create:
+            find(record)
+        if record.status == "finished":
+            return await self._value(record)
+        return Paused(record.id, record.step - 1, "busy")
+
+    def _compare(self, record: Record, wanted: Record, input: Any) -> None:
+        """Refuse an id that belongs to another workflow or has another input."""
+        if record.workflow != wanted.workflow:
+            raise IdInUse(record.id, "workflow", record.workflow, wanted.workflow)
+        if input is not None and record.input != wanted.input:
+            recorded, given = map(self._setup.journal.codec.loads, (record.input, wanted.input))
+            if recorded != given:
+                raise IdInUse(record.id, "input", f"{recorded!r:.80}", f"{given!r:.80}")
+
+    def _find(self, record: Record) -> Workflow[Any]:
+        """Return the workflow that an execution was started with."""
+        try:
+            return self._workflows[record.workflow]
+        except KeyError:
+            raise UnknownWorkflow(record.id, record.workflow, ", ".join(self._workflows)) from None
+
+    async def _value(self, record: Record) -> Any:
+        """Return the final value of a finished execution."""
+        page = await settle(self._setup.journal.results(record, record.step, record.step + 1))
+        return self._setup.journal.codec.loads(page.pop().data)

@@ -1,0 +1,70 @@
+"""The two hooks that connect a flow to the world, and their process-wide slots.
+
+``call(category, name, input)`` performs a tool; ``resume(id)`` hands the id over to the next invocation
+and returns quickly.  Either may be a plain or an ``async`` function.
+
+The slots are the only mutable global state of the library, and are looked at when a hook is needed, so
+that setting one takes effect at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+from .errors import HookNotConfigured
+
+Call = Callable[[str, str, Any], Any]
+Resume = Callable[[str], Any]
+
+__call: Call | None = None
+__resume: Resume | None = None
+
+
+class install:  # noqa: N801 - it is used as a verb; being a class makes `with install(...)` the same thing
+    """Set the process-wide hooks; as a ``with`` block, put the earlier ones back at its end.
+
+    Args:
+        call: Performs a tool, ``call(category, name, input) -> result``; left out, the slot stays as it is.
+        resume: Hands an execution over to the next invocation, ``resume(id)``; left out, likewise.
+    """
+
+    def __init__(self, *, call: Call | None = None, resume: Resume | None = None) -> None:
+        self._before = {slot: globals()[slot] for slot in ("__call", "__resume")}
+        globals().update({slot: hook for slot, hook in (("__call", call), ("__resume", resume)) if hook is not None})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        globals().update(self._before)
+
+
+def find_call(own: Call | None, asked: str) -> Call:
+    """Return the hook that performs tools: the executor's own, or else the process-wide one.
+
+    Args:
+        own: The executor's ``call=``.
+        asked: The tool that is to be performed, for the error's text.
+
+    Raises:
+        HookNotConfigured: When there is neither.
+    """
+    # Read by string: the literal name would be renamed by Python if this ever moved into a class body.
+    hook: Call | None = own or globals()["__call"]
+    if hook is not None:
+        return hook
+    stray = next(
+        (name for name in globals() if name.startswith("_") and name.endswith("__call") and name != "__call"), None
+    )
+    raise HookNotConfigured(
+        f"{asked} cannot be performed, because no call hook is configured: pass FlowExecutor(..., call=f), or "
+        f"sequential.install(call=f), where f(category, name, input) performs a tool and returns its result"
+        + (f" (found {stray!r}: inside a class body Python renames __call so; use sequential.install)" if stray else "")
+    )
+
+
+def find_resume(own: Resume | None) -> Resume | None:
+    """Return the hook that rings the next invocation: the executor's own, the process-wide one, or none."""
+    hook: Resume | None = own or globals()["__resume"]
+    return hook

@@ -1,0 +1,55 @@
+"""What an executor tells the world about itself: to ``observe``, or what must not be silent to a log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .storage import Record
+
+
+class Event(NamedTuple):
+    """One thing that happened, as ``observe`` receives it."""
+
+    kind: str
+    """``claimed``, ``replayed``, ``called``, ``committed``, ``paused``, ``rang``, ``ring failed``,
+    ``finished``, ``failed``, ``fenced``, ``diverged``, ``stuck`` or ``input changed``."""
+    id: str
+    step: int
+    """How many steps are recorded."""
+    detail: str = ""
+    """What was called, how many steps were replayed, why it paused, what went wrong."""
+    error: BaseException | None = None
+
+
+class Observer:
+    """Where events go.
+
+    Args:
+        observe: Called with each `Event`; ``None``: only failures nobody would learn of otherwise are kept, in
+            the ``sequential`` logger.  What it raises is logged and harms no execution.
+    """
+
+    __slots__ = ("_observe", "listens")
+
+    def __init__(self, observe: Callable[[Event], object] | None) -> None:
+        self._observe = observe
+        self.listens = observe is not None
+
+    def tell(self, kind: str, record: Record, detail: str = "", error: BaseException | None = None) -> None:
+        """Tell of an event."""
+        if self._observe is not None:
+            try:
+                self._observe(Event(kind, record.id, record.step, detail, error))
+            except Exception as raised:
+                _log(f"observer raised at {kind!r}", record, repr(raised), raised)
+        elif kind in {"ring failed", "stuck"}:
+            _log(kind, record, detail, error)
+
+
+def _log(what: str, record: Record, detail: str, error: BaseException | None) -> None:
+    import logging  # noqa: PLC0415 - slower to import than all of this library, and seldom needed
+
+    logging.getLogger("sequential").warning(
+        "%s: execution %r, step %d: %s", what, record.id, record.step, detail, exc_info=error
+    )

@@ -1,0 +1,349 @@
+"""What a store has to offer: five methods from the user, or a Journal, which can promise more.
+
+A `Storage` is what a user writes: five methods, plain or ``async``, nothing to inherit.  A `Journal` is what
+the built-in stores are: a compare-and-swap store of one record per execution plus its results, which knows
+nothing of workflows.  The executor speaks only `Journal`; `journal_for` wraps a plain storage once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from os import urandom
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
+
+from .codec import Codec, JSONCodec
+from .errors import InvalidId, NotEncodable, NotSupported
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Maybe: TypeAlias = T | Awaitable[T]
+"""What a method returns that may be plain or ``async``."""
+
+PARKED = frozenset({"failed", "diverged", "stuck"})
+"""Statuses that keep their results and wait for ``resume``; the sweep leaves them alone."""
+
+ENDED = frozenset({"finished", "cancelled"})
+"""Statuses that no invocation takes up again."""
+
+
+_LONGEST_ID = 200
+_ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:@~-")
+
+
+class Record(NamedTuple):
+    """All that is known about one execution, apart from its results.  Times are seconds since the epoch."""
+
+    id: str
+    run: str
+    """A nonce, so that a reused id never sees an earlier run's results."""
+    token: int = 0
+    """The fencing token: every claim and every commit raises it, a writer with an older one is refused."""
+    step: int = 0
+    """How many results are recorded, and so the index of the next step."""
+    status: str = "running"
+    workflow: str = ""
+    input: bytes = b""
+    version: int | None = None
+    due: float | None = None
+    """When the sweep should ring if nobody holds the lease; ``None``: never."""
+    lease: float = 0.0
+    """When the lease of the invocation that runs this execution ends; ``0.0``: nobody runs it."""
+    attempts: int = 0
+    """How often the sweep has rung since the last recorded result."""
+    error: str | None = None
+
+    @property
+    def rings_at(self) -> float | None:
+        """When the sweep should ring: at the end of a lease that nobody gave back, or when it is due."""
+        return self.lease or self.due
+
+
+class Result(NamedTuple):
+    """What one step left behind."""
+
+    step: int
+    asked: str = ""
+    """What the workflow asked for (``"tool api.user"``, ``"save"``, ``"return"``); empty: not recorded."""
+    fingerprint: int | None = None
+    """A checksum of the tool's input; ``None``: not recorded."""
+    started: float | None = None
+    ended: float | None = None
+    error: str | None = None
+    """The type's name when the tool raised."""
+    data: bytes = b""
+
+
+class Storage(Protocol):
+    """The five methods that a user writes, each plain or ``async``.
+
+    The executor writes a result before the step that counts it, and deletes everything at the end.
+    """
+
+    def get(self, id: str, /) -> Any:
+        """Return the last state that was set, ``{"step": int}``, or ``None``."""
+
+    def set(self, id: str, state: dict[str, int], /) -> Any:
+        """Keep the state, ``{"step": int}``."""
+
+    def delete(self, id: str, /) -> Any:
+        """Forget the state and all results; an unknown id is no error."""
+
+    def get_result(self, id: str, step: int, /) -> Any:
+        """Return what `set_result` was given for this step."""
+
+    def set_result(self, id: str, step: int, data: Any, /) -> Any:
+        """Keep the result of a step, any JSON value; a second one for the same step replaces the first."""
+
+
+async def settle(value: Maybe[T]) -> T:
+    """Return `value`, awaited if it can be."""
+    if isinstance(value, Awaitable):
+        settled: T = await value
+        return settled
+    return value
+
+
+def then(value: Maybe[T], use: Callable[[T], Maybe[R]]) -> Maybe[R]:
+    """Apply `use` to `value`: now, or in an awaitable when `value` is one."""
+    if not isinstance(value, Awaitable):
+        return use(value)
+
+    async def later() -> R:
+        return await settle(use(await value))
+
+    return later()
+
+
+def new_run() -> str:
+    """Return a fresh nonce for `Record.run`."""
+    return urandom(8).hex()
+
+
+def new_id() -> str:
+    """Return a fresh execution id."""
+    from nanoid import generate  # noqa: PLC0415 - needed only by those who bring no id of their own
+
+    return str(generate(size=21))
+
+
+def check_id(id: object) -> str:
+    """Return `id` if it can go into URLs, keys and paths.
+
+    Raises:
+        InvalidId: When it cannot.
+    """
+    if isinstance(id, str) and 0 < len(id) <= _LONGEST_ID and _ID_CHARACTERS.issuperset(id) and id not in {".", ".."}:
+        return id
+    raise InvalidId(id)
+
+
+class Journal(ABC):
+    """A compare-and-swap store of records and their results.
+
+    Six methods are the store's own; any may be plain or ``async``.  The five methods of `Storage` come with
+    them, so that a Journal serves wherever a `Storage` does.
+    """
+
+    codec: Codec = JSONCodec()
+    """How results and inputs become bytes; a store may be given another."""
+
+    @abstractmethod
+    def claim(self, wanted: Record, now: float, create: bool) -> Maybe[tuple[Record | None, bool]]:
+        """In one atomic step, take the lease of an execution, or create it, or see who has it.
+
+        Args:
+            wanted: The record to create if there is none; of an existing one only ``wanted.lease``, the new
+                lease's end, is used.  A lease of ``0.0`` takes nothing: it only creates.
+            now: The time in seconds since the epoch.  A lease that ends by then is free.
+            create: Whether to create the record when there is none.
+
+        Returns:
+            The record as it now stands (``None``: there is none) and whether this call took or created it.
+            Taking raises ``token`` by one, sets ``lease`` and changes nothing else; a record whose status is
+            among `ENDED` is never taken.
+        """
+
+    @abstractmethod
+    def commit(self, record: Record, token: int, result: Result | None = None) -> Maybe[None]:
+        """In one atomic step, write the record and, if there is one, the result.
+
+        Args:
+            record: What to write.
+            token: The token that the stored record must have.
+            result: Kept under ``record.run`` and ``result.step``, instead of an earlier one.
+
+        Raises:
+            Fenced: When the stored record has another token or run, or is gone; nothing is written.
+        """
+
+    @abstractmethod
+    def results(self, record: Record, start: int, stop: int) -> Maybe[list[Result]]:
+        """Read saved results in order.
+
+        Args:
+            record: Whose results; its run must be the stored one.
+            start: The first step wanted.
+            stop: The step after the last one wanted.
+
+        Returns:
+            A page: at least the first result wanted, more as long as their size stays moderate (about a
+            megabyte).  The list is the caller's, and nothing else holds on to its data.
+
+        Raises:
+            Fenced: When there is no result at `start`: this run was deleted.
+        """
+
+    @abstractmethod
+    def read(self, id: str) -> Maybe[Record | None]:
+        """Return the record, or ``None``."""
+
+    @abstractmethod
+    def due(self, now: float, limit: int) -> Maybe[list[Record]]:
+        """Return up to `limit` records whose ``rings_at`` is not after `now`, the earliest first."""
+
+    @abstractmethod
+    def remove(self, id: str, held: Record | None = None) -> Maybe[None]:
+        """Remove an execution and its results; an unknown id is no error.
+
+        Args:
+            id: Which.
+            held: Whose run and token the stored record must have; left out, whatever it has.
+
+        Raises:
+            Fenced: When `held` is given and the stored record differs from it, or is gone.
+        """
+
+    def get(self, id: str, /) -> Any:
+        """Return ``{"step": int}``, or ``None``."""
+        return then(self.read(id), lambda record: record and {"step": record.step})
+
+    def set(self, id: str, state: dict[str, int], /) -> Any:
+        """Keep ``{"step": int}``."""
+        return self._write(id, lambda record: self.commit(record._replace(step=state["step"]), record.token - 1))
+
+    def delete(self, id: str, /) -> Any:
+        """Forget an execution and its results."""
+        return self.remove(id)
+
+    def get_result(self, id: str, step: int, /) -> Any:
+        """Return the result of a step."""
+
+        def read(record: Record | None) -> Maybe[Any]:
+            if record is None:
+                return None
+            return then(self.results(record, step, step + 1), lambda page: self.codec.loads(page.pop().data))
+
+        return then(self.read(id), read)
+
+    def set_result(self, id: str, step: int, data: Any, /) -> Any:
+        """Keep the result of a step."""
+        result = Result(step, data=self.codec.dumps(data))
+        return self._write(id, lambda record: self.commit(record, record.token - 1, result))
+
+    def _write(self, id: str, write: Callable[[Record], Maybe[None]]) -> Maybe[None]:
+        """Hand the record with its next token to `write`, creating it if need be."""
+        claimed = self.claim(Record(id, new_run()), 0.0, True)
+        return then(claimed, lambda found: write(_next(cast("Record", found[0]))))
+
+
+def _next(record: Record) -> Record:
+    return record._replace(token=record.token + 1)
+
+
+class PlainJournal(Journal):
+    """A plain `Storage` seen as a Journal, as far as five methods can carry it.
+
+    Nothing is kept here: the state is exactly ``{"step": n}``, results are what the tools returned, the
+    result is written before the step.  What five methods cannot promise is refused by name.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def _refuse(self, what: str) -> NotSupported:
+        return NotSupported(type(self._storage).__name__, what)
+
+    def claim(self, wanted: Record, now: float, create: bool) -> Maybe[tuple[Record | None, bool]]:
+        """Read how far the execution has come; there is no lease to take."""
+        if not create:
+            raise self._refuse("resume by id alone")
+        if not wanted.lease:
+            raise self._refuse("start")
+        return then(
+            self.read(wanted.id),
+            lambda found: (
+                wanted._replace(run="0", version=None, due=None, lease=0.0, step=found.step if found else 0),
+                True,
+            ),
+        )
+
+    def commit(self, record: Record, token: int, result: Result | None = None) -> Maybe[None]:
+        """Write the result, then the step."""
+        if result is None:
+            return None
+        written = self._storage.set_result(record.id, result.step, self.codec.loads(result.data))
+        return then(written, lambda _: self._storage.set(record.id, {"step": record.step}))
+
+    def results(self, record: Record, start: int, stop: int) -> Maybe[list[Result]]:
+        """Read one result: how large several would be is not known beforehand."""
+
+        def encode(value: Any) -> list[Result]:
+            try:
+                return [Result(start, data=self.codec.dumps(value))]
+            except Exception as error:
+                what = f"what {type(self._storage).__name__}.get_result({record.id!r}, {start}) returned"
+                raise NotEncodable(what, str(error)) from error
+
+        return then(self._storage.get_result(record.id, start), encode)
+
+    def read(self, id: str) -> Maybe[Record | None]:
+        """Read the state; anything but ``{"step": int}`` or ``None`` is an error of the storage."""
+
+        def check(state: Any) -> Record | None:
+            if state is None:
+                return None
+            step = state.get("step") if isinstance(state, dict) else None
+            if not isinstance(step, int) or step < 0:
+                raise TypeError(
+                    f"{type(self._storage).__name__}.get({id!r}) returned {state!r}, not {{'step': int}} or None"
+                )
+            return Record(id, "0", step=step)
+
+        return then(self._storage.get(id), check)
+
+    def due(self, now: float, limit: int) -> Maybe[list[Record]]:
+        """Refuse: five methods cannot list."""
+        raise self._refuse("sweep")
+
+    def remove(self, id: str, held: Record | None = None) -> Maybe[None]:
+        """Delete state and results."""
+        deleted: Maybe[None] = self._storage.delete(id)
+        return deleted
+
+
+def journal_for(storage: Storage) -> Journal:
+    """Return `storage` itself if it is a `Journal`, or else a `PlainJournal` around it.
+
+    Raises:
+        TypeError: When `storage` lacks one of the five methods.
+    """
+    if isinstance(storage, Journal):
+        return storage
+    missing = [
+        name
+        for name in ("get", "set", "delete", "get_result", "set_result")
+        if not callable(getattr(storage, name, None))
+    ]
+    if missing or isinstance(storage, type):
+        what = (
+            f"the class {storage.__name__}, not an instance of it"
+            if isinstance(storage, type)
+            else f"a {type(storage).__name__} without {', '.join(missing)}"
+        )
+        raise TypeError(
+            f"{what} was given as a storage: a storage has the methods get, set, delete, get_result and set_result "
+            f"(see sequential.storage.Storage), or is built in (sequential.stores.sqlite.SQLiteStorage)"
+        )
+    return PlainJournal(storage)

@@ -1,0 +1,1 @@
+"""The built-in stores: each a `sequential.storage.Journal`, each in a module of its own."""

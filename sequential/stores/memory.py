@@ -1,0 +1,85 @@
+"""Executions in this process's memory: for tests, and for scripts that need not survive."""
+
+from __future__ import annotations
+
+from threading import Lock
+
+from ..codec import Codec, JSONCodec
+from ..errors import Fenced
+from ..storage import ENDED, Journal, Record, Result
+
+_PAGE = 1000
+"""Results in a page: they are in memory already, so only the list itself costs anything."""
+
+
+class MemoryStorage(Journal):
+    """A Journal in memory, safe with any number of threads.
+
+    It holds encoded values, so that a unit test sees exactly what a database would give back.
+
+    Args:
+        codec: How values become bytes; strict JSON when left out.
+    """
+
+    def __init__(self, *, codec: Codec | None = None) -> None:
+        self.codec = codec or JSONCodec()
+        self._lock = Lock()
+        self._records: dict[str, Record] = {}
+        self._results: dict[str, dict[int, Result]] = {}
+
+    def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
+        """Take a lease, or create a record."""
+        with self._lock:
+            record = self._records.get(wanted.id)
+            if record is None:
+                if not create:
+                    return None, False
+                record = wanted
+                self._results[wanted.id] = {}
+            elif wanted.lease and record.lease <= now and record.status not in ENDED:
+                record = record._replace(token=record.token + 1, lease=wanted.lease)
+            else:
+                return record, False
+            self._records[wanted.id] = record
+            return record, True
+
+    def commit(self, record: Record, token: int, result: Result | None = None) -> None:
+        """Write a record and a result."""
+        with self._lock:
+            self._check(record, token)
+            self._records[record.id] = record
+            if result is not None:
+                self._results[record.id][result.step] = result
+
+    def results(self, record: Record, start: int, stop: int) -> list[Result]:
+        """Read a page of results."""
+        with self._lock:
+            stored = self._records.get(record.id)
+            saved = self._results[record.id] if stored and stored.run == record.run else {}
+            page = [saved[step] for step in range(start, min(stop, start + _PAGE)) if step in saved]
+        if not page or page[0].step != start:
+            raise Fenced(record.id, record.token)
+        return page
+
+    def read(self, id: str) -> Record | None:
+        """Read a record."""
+        return self._records.get(id)
+
+    def due(self, now: float, limit: int) -> list[Record]:
+        """List what the sweep should ring."""
+        with self._lock:
+            ripe = [(record.rings_at, record) for record in self._records.values() if record.rings_at is not None]
+        return [record for at, record in sorted(ripe, key=lambda pair: pair[0]) if at <= now][:limit]
+
+    def remove(self, id: str, held: Record | None = None) -> None:
+        """Remove an execution."""
+        with self._lock:
+            if held is not None:
+                self._check(held, held.token)
+            self._records.pop(id, None)
+            self._results.pop(id, None)
+
+    def _check(self, record: Record, token: int) -> None:
+        stored = self._records.get(record.id)
+        if stored is None or stored.run != record.run or stored.token != token:
+            raise Fenced(record.id, token)

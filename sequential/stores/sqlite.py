@@ -1,0 +1,419 @@
+"""Executions in one SQLite file: durable, and safe with many threads and processes of one host."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from functools import cache
+from threading import Lock
+from time import monotonic, sleep
+from typing import Any, Literal, TypeVar
+from weakref import WeakSet
+
+from ..codec import Codec, JSONCodec
+from ..errors import Fenced, StorageError
+from ..storage import ENDED, Journal, Record, Result
+
+T = TypeVar("T")
+
+SCHEMA = 1
+"""The version of the tables below; a file with a newer one is refused."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS sequential_schema (version INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS sequential_executions (
+    key INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE, run TEXT NOT NULL, workflow TEXT NOT NULL, version INTEGER,
+    token INTEGER NOT NULL, step INTEGER NOT NULL, status TEXT NOT NULL, due REAL, lease REAL NOT NULL,
+    attempts INTEGER NOT NULL, error TEXT, held INTEGER NOT NULL, owner TEXT
+);
+CREATE INDEX IF NOT EXISTS sequential_held ON sequential_executions (held) WHERE held;
+CREATE INDEX IF NOT EXISTS sequential_due ON sequential_executions (due) WHERE due IS NOT NULL AND NOT held;
+CREATE TABLE IF NOT EXISTS sequential_results (
+    position INTEGER PRIMARY KEY, asked TEXT NOT NULL, fingerprint INTEGER, started REAL, ended REAL, error TEXT,
+    data BLOB NOT NULL
+);
+CREATE VIEW IF NOT EXISTS sequential_steps AS
+    SELECT id, run, token AS held_token, token, e.step, status, due, lease, attempts, e.error AS record_error,
+        position AS result_step, asked, fingerprint, started, ended, r.error, data
+    FROM sequential_executions AS e JOIN sequential_results AS r ON r.position >> 32 = e.key;
+CREATE TRIGGER IF NOT EXISTS sequential_commit INSTEAD OF INSERT ON sequential_steps BEGIN
+    UPDATE sequential_executions
+        SET token = NEW.token, step = NEW.step, status = NEW.status, lease = NEW.lease, attempts = NEW.attempts,
+            error = NEW.record_error
+        WHERE id = NEW.id AND run = NEW.run AND token = NEW.held_token AND held AND due IS NEW.due;
+    SELECT RAISE(ABORT, 'fenced') WHERE changes() = 0;
+    INSERT OR REPLACE INTO sequential_results VALUES (
+        ((SELECT key FROM sequential_executions WHERE id = NEW.id) << 32) + 1 + NEW.result_step,
+        NEW.asked, NEW.fingerprint, NEW.started, NEW.ended, NEW.error, NEW.data
+    );
+END
+"""
+# A result's position is its execution's key shifted left by 32 bits, plus its step plus 1: the results of an execution
+# lie side by side in one tree, where a key of several columns would need a second one and could not be read piecewise.
+# Position 0 keeps the execution's input, out of the row that every commit writes anew.
+#
+# The trigger makes one statement, and so one transaction without BEGIN and COMMIT, of a commit that goes on with the
+# next step: no index changes then, and not to mention indexed columns is what keeps SQLite from writing them.
+
+_INPUT = -1
+_LAST = (1 << 32) - 1
+_KEY = "(SELECT key FROM sequential_executions WHERE id = ? AND run = ?)"
+_HELD_BY = " WHERE id = ? AND run = ? AND token = ?"
+_SELECT = (
+    "SELECT id, run, token, step, status, workflow, "
+    "(SELECT data FROM sequential_results WHERE position = key << 32), version, due, lease, attempts, error, "
+    "owner FROM sequential_executions"
+)
+_INSERT = (
+    "INSERT INTO sequential_executions "
+    "(id, run, workflow, version, token, step, status, due, lease, attempts, error, held, owner) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_UPDATE = (
+    "UPDATE sequential_executions SET token = ?, step = ?, status = ?, due = ?, lease = ?, attempts = ?, error = ?, "
+    "held = ?, owner = ?" + _HELD_BY
+)
+_STEP = f"INSERT INTO sequential_steps VALUES ({', '.join('?' * 17)})"
+_RESULT = f"INSERT OR REPLACE INTO sequential_results VALUES (({_KEY} << 32) + 1 + ?, ?, ?, ?, ?, ?, %s)"
+_SMALL, _LARGE = _RESULT % "?", _RESULT % "zeroblob(?)"
+_RESULTS = (
+    "SELECT position, asked, fingerprint, started, ended, error, "
+    "length(data), CASE WHEN length(data) <= ? THEN data END "
+    f"FROM sequential_results WHERE position > ({_KEY} << 32) + ? AND position <= ({_KEY} << 32) + ? ORDER BY position"
+)
+
+_PAGE = 1 << 20
+"""Bytes after which a page of results ends; a larger result goes in and out by itself, without a second copy."""
+
+_REMEDIES = {
+    "SQLITE_BUSY": "another process holds it locked: try again, or give a longer timeout=",
+    "SQLITE_LOCKED": "another process holds it locked: try again, or give a longer timeout=",
+    "SQLITE_READONLY": "it cannot be written: check the permissions of the file and of its directory",
+    "SQLITE_CANTOPEN": "it cannot be opened: check that its directory exists and may be written",
+    "SQLITE_FULL": "the disk is full: make room, nothing was recorded",
+    "SQLITE_TOOBIG": "the value is larger than SQLite allows (a gigabyte): keep it elsewhere and return where",
+    "SQLITE_NOTADB": "it is not a SQLite database: give another path",
+    "SQLITE_CORRUPT": "it is damaged: restore it from a backup",
+    "SQLITE_IOERR": "the disk failed to read or write: nothing was recorded",
+    "SQLITE_PERM": "it cannot be accessed: check the permissions of the file and of its directory",
+}
+
+
+class SQLiteStorage(Journal):
+    """A Journal in one SQLite file.
+
+    The file is opened at the first use and its tables are created then.  One object serves any number of
+    threads; a forked child opens the file anew.  The lease of a process of this host that has died is void at
+    once.
+
+    Args:
+        path: The file; ``":memory:"`` is a database of this object's own.
+        synchronous: ``"FULL"`` waits for the disk at every commit; ``"NORMAL"`` is faster, and a power cut (not
+            a crash of the process) may undo the last commits.
+        timeout: Seconds to wait for another process's transaction.
+        codec: How values become bytes; strict JSON when left out.
+
+    Raises:
+        StorageError: From every method, naming the file, what failed, and the remedy.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        synchronous: Literal["FULL", "NORMAL"] = "FULL",
+        timeout: float = 10.0,
+        codec: Codec | None = None,
+    ) -> None:
+        if synchronous not in {"FULL", "NORMAL"}:
+            raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', got {synchronous!r}")
+        self.codec = codec or JSONCodec()
+        self._path = os.fspath(path)
+        self._synchronous = synchronous
+        self._timeout = timeout
+        self._lock = Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._level = ""
+        self._owner: str | None = None
+        _storages.add(self)
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
+        """Take a lease without waiting for the disk, or create a record and wait for it."""
+
+        def take(connection: sqlite3.Connection) -> tuple[Record, bool] | None:
+            row = connection.execute(f"{_SELECT} WHERE id = ?", (wanted.id,)).fetchone()
+            if row is None:
+                return None
+            record, owner = Record(*row[:-1]), row[-1]
+            if not wanted.lease or record.status in ENDED or (record.lease > now and not _is_dead(owner)):
+                return record, False
+            taken = record._replace(token=record.token + 1, lease=wanted.lease)
+            self._update(connection, taken, record.token)
+            return taken, True
+
+        def take_or_create(connection: sqlite3.Connection) -> tuple[Record, bool]:
+            found = take(connection)
+            if found is not None:
+                return found
+            fixed = (wanted.id, wanted.run, wanted.workflow, wanted.version)
+            connection.execute(_INSERT, (*fixed, *self._changing(wanted)))
+            self._insert(connection, wanted, Result(_INPUT, "input", data=wanted.input))
+            return wanted, True
+
+        # A power cut may undo the taking of a lease, at no harm, but not an execution once begun.
+        return self._run(take, "NORMAL") or (self._run(take_or_create, self._synchronous) if create else (None, False))
+
+    def commit(self, record: Record, token: int, result: Result | None = None) -> None:
+        """Write a record and a result in one transaction."""
+        if record.lease and result is not None and len(result.data) <= _PAGE:
+            record_now = (
+                record.token,
+                record.step,
+                record.status,
+                record.due,
+                record.lease,
+                record.attempts,
+                record.error,
+            )
+            step = (record.id, record.run, token, *record_now, *result)
+            try:
+                self._run(lambda connection: connection.execute(_STEP, step), self._synchronous, begin=False)
+            except StorageError as error:
+                if not isinstance(error.__cause__, sqlite3.IntegrityError):
+                    raise
+            else:
+                return
+
+        def write(connection: sqlite3.Connection) -> None:
+            if not self._update(connection, record, token):
+                raise Fenced(record.id, token)
+            if result is not None:
+                self._insert(connection, record, result)
+
+        self._run(write, self._synchronous)
+
+    def results(self, record: Record, start: int, stop: int) -> list[Result]:
+        """Read a page of results."""
+        page: list[Result] = []
+
+        def read(connection: sqlite3.Connection) -> None:
+            size, which = 0, (record.id, record.run)
+            cursor = connection.execute(_RESULTS, (_PAGE, *which, start, *which, stop))
+            for position, asked, checksum, started, ended, error, length, data in cursor:
+                if data is None:
+                    with connection.blobopen("sequential_results", "data", position, readonly=True) as blob:
+                        data = blob.read()  # noqa: PLW2901 - one name, so that it is held only once
+                page.append(Result((position & _LAST) - 1, asked, checksum, started, ended, error, data))
+                size += length
+                if size >= _PAGE:
+                    break
+            cursor.close()
+
+        self._run(read)
+        if not page or page[0].step != start:
+            raise Fenced(record.id, record.token)
+        return page
+
+    def read(self, id: str) -> Record | None:
+        """Read a record."""
+        row = self._run(lambda connection: connection.execute(f"{_SELECT} WHERE id = ?", (id,)).fetchone())
+        return row and Record(*row[:-1])
+
+    def due(self, now: float, limit: int) -> list[Record]:
+        """List what the sweep should ring, the executions of dead processes among it."""
+
+        def read(connection: sqlite3.Connection) -> tuple[list[Any], list[Any]]:
+            held = connection.execute(f"{_SELECT} WHERE held").fetchall()
+            ripe = f"{_SELECT} WHERE due IS NOT NULL AND NOT held AND due <= ? ORDER BY due LIMIT ?"
+            return held, connection.execute(ripe, (now, limit)).fetchall()
+
+        held, ripe = self._run(read)
+        abandoned = [record for *fields, owner in held if (record := Record(*fields)).lease <= now or _is_dead(owner)]
+        return (abandoned + [Record(*fields) for *fields, _ in ripe])[:limit]
+
+    def remove(self, id: str, held: Record | None = None) -> None:
+        """Remove an execution and its results."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            found = connection.execute(
+                "SELECT key, run, token FROM sequential_executions WHERE id = ?", (id,)
+            ).fetchone()
+            if held is not None and (found is None or found[1:] != (held.run, held.token)):
+                raise Fenced(id, held.token)
+            if found is not None:
+                first = found[0] << 32
+                connection.execute(
+                    "DELETE FROM sequential_results WHERE position BETWEEN ? AND ?", (first, first + _LAST)
+                )
+                connection.execute("DELETE FROM sequential_executions WHERE key = ?", found[:1])
+
+        self._run(write, self._synchronous)
+
+    def _run(self, work: Callable[[sqlite3.Connection], T], level: str = "", begin: bool = True) -> T:
+        """Do `work` alone on the connection; what SQLite raises then names the file and the remedy.
+
+        Args:
+            work: What to do.
+            level: Whether a write waits for the disk at its end; left out, nothing is written.
+            begin: Whether to make a transaction of it, which any exception undoes; a single statement is one.
+        """
+        with self._lock:
+            try:
+                connection = self._connection or self._open()
+                if not level:
+                    return work(connection)
+                if self._level != level:
+                    connection.execute(f"PRAGMA synchronous = {level}")
+                    self._level = level
+                if not begin:
+                    return work(connection)
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    done = work(connection)
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:  # SQLite itself has ended it when the disk is full
+                        connection.execute("ROLLBACK")
+                    raise
+            except (sqlite3.Error, OverflowError) as error:
+                raise _explain(self._path, error) from error
+            return done
+
+    def _update(self, connection: sqlite3.Connection, record: Record, token: int) -> bool:
+        """Write what changes of a record within a run, if the stored one has this token."""
+        which = (record.id, record.run, token)
+        return bool(connection.execute(_UPDATE, (*self._changing(record), *which)).rowcount)
+
+    def _insert(self, connection: sqlite3.Connection, record: Record, result: Result) -> None:
+        step, *about, data = result
+        if len(data) <= _PAGE:
+            connection.execute(_SMALL, (record.id, record.run, step, *about, data))
+            return
+        row = connection.execute(_LARGE, (record.id, record.run, step, *about, len(data))).lastrowid
+        assert row is not None
+        with connection.blobopen("sequential_results", "data", row) as blob:
+            blob.write(data)
+
+    def _changing(self, record: Record) -> tuple[object, ...]:
+        held = bool(record.lease)
+        owner = self._owner if held else None
+        progress = (record.token, record.step, record.status, record.due, record.lease)
+        return (*progress, record.attempts, record.error, held, owner)
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, self._timeout, isolation_level=None, check_same_thread=False)
+        try:
+            _switch_to_wal(connection, self._timeout)
+            _create_tables(connection, self._path)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection, self._level, self._owner = connection, "", _describe_process()
+        return connection
+
+    def _forget_connection(self) -> None:
+        """Let go of what a forked child may neither use nor close."""
+        self._lock = Lock()
+        if self._connection is not None:
+            _inherited.append(self._connection)
+            self._connection = None
+
+
+_storages: WeakSet[SQLiteStorage] = WeakSet()
+_inherited: list[sqlite3.Connection] = []
+
+
+def _after_fork() -> None:
+    for storage in _storages:
+        storage._forget_connection()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> None:
+    """Wait by ourselves: at this pragma SQLite gives up at once when another process does the same."""
+    deadline = monotonic() + timeout
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or monotonic() >= deadline:
+                raise
+            sleep(0.005)
+        else:
+            return
+
+
+def _create_tables(connection: sqlite3.Connection, path: str) -> None:
+    """Create the tables unless they are there; refuse those of a later version of this library."""
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sequential_schema'").fetchone() is None:
+        connection.executescript(f"""
+            BEGIN IMMEDIATE;
+            {_TABLES};
+            INSERT INTO sequential_schema SELECT {SCHEMA} WHERE NOT EXISTS (SELECT * FROM sequential_schema);
+            COMMIT;
+        """)
+    (found,) = connection.execute("SELECT version FROM sequential_schema").fetchone()
+    if found > SCHEMA:
+        raise StorageError(
+            f"{path}: its tables are of version {found}, this release knows {SCHEMA}: upgrade sequential-flow"
+        )
+
+
+def _explain(path: str, error: Exception) -> StorageError:
+    code = getattr(error, "sqlite_errorname", "SQLITE_TOOBIG" if isinstance(error, OverflowError) else "SQLITE_ERROR")
+    remedy = _REMEDIES.get("_".join(code.split("_")[:2]), "nothing was recorded")
+    return StorageError(f"{path}: {error} ({code}): {remedy}")
+
+
+def _describe_process() -> str | None:
+    """Return what tells this process from all others, on this host and elsewhere, or ``None`` if nothing does."""
+    started = _started(os.getpid())
+    return f"{_host()} {os.getpid()} {started}" if started else None
+
+
+def _is_dead(owner: str | None) -> bool:
+    """Whether a process known to have run on this host runs no more."""
+    if owner is None:
+        return False
+    host, pid, started = owner.rsplit(" ", 2)
+    if host != _host() or _started(int(pid)) == started:
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return False  # it runs under another user, and /proc hides it from this one
+    except ProcessLookupError:
+        pass
+    return True
+
+
+@cache
+def _host() -> str:
+    """Return this boot of this host and this view of its process numbers: a container has its own."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as boot:
+            return f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process started, in clock ticks since boot; ``None`` when it is dead, or nobody can tell."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            state, *fields = stat.read().rpartition(") ")[2].split()
+    except OSError:
+        return None
+    return None if state in {"Z", "X"} else fields[18]

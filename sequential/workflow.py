@@ -1,0 +1,162 @@
+"""A workflow in progress: the generator, what it asks for next, and what can be wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from types import FunctionType, GeneratorType
+from typing import Any, NamedTuple, TypeVar
+
+from .blocking import is_async
+from .errors import InvalidWorkflow, InvalidYield, NotSupported
+from .requests import Return, Save, Tool, Version, parse
+
+T = TypeVar("T")
+
+Workflow = Callable[..., Generator[Any, Any, T]]
+"""A generator function of one argument, the input, or of none."""
+
+# How CPython marks functions (inspect.CO_VARARGS and so on; inspect itself is too slow to import).
+_VARARGS, _GENERATOR, _ASYNC_GENERATOR = 0x04, 0x20, 0x200
+
+
+class Raised(NamedTuple):
+    """The workflow's end by an exception."""
+
+    error: Exception
+
+
+class Progress:
+    """One run through a workflow.
+
+    Args:
+        version: What ``version()`` is answered with; ``None``: the storage could not keep it.
+    """
+
+    __slots__ = ("_generator", "_version")
+
+    def __init__(self, version: int | None) -> None:
+        self._version = version
+        self._generator: Generator[Any, Any, Any] | None = None
+
+    def begin(self, workflow: Workflow[Any], input: Any) -> None:
+        """Create the generator; `workflow` is one that `check` has accepted.
+
+        Raises:
+            InvalidWorkflow: When a decorator around it makes something else of it.
+        """
+        generator: object = workflow(input) if _positional(workflow) else workflow()
+        if not isinstance(generator, GeneratorType):
+            what = f"{workflow!r:.100} returned {generator!r:.100}, not a generator"
+            raise InvalidWorkflow(f"{what}: let the decorator around it return what the function returns")
+        self._generator = generator
+
+    def advance(self, value: Any = None) -> Tool | Save | Return | Raised:
+        """Send the last result in and return what the workflow asks for next, or how it ended."""
+        generator = self._generator
+        assert generator is not None
+        try:
+            while True:
+                yielded = generator.send(value)
+                del value
+                request = parse(yielded)
+                if request is None:
+                    return Raised(InvalidYield(_describe(yielded, generator)))
+                if not isinstance(request, Version):
+                    return request
+                if self._version is None:
+                    return Raised(NotSupported("this storage", "version()"))
+                value = self._version
+        except StopIteration as stop:
+            return Return(stop.value)
+        except Exception as error:
+            return Raised(error)
+
+    def close(self) -> Exception | None:
+        """Leave the workflow where it stands, and return what its ``finally`` bodies raise at that, if anything."""
+        try:
+            if self._generator is not None:
+                self._generator.close()
+        except Exception as error:
+            error.add_note(
+                "raised while the workflow was left at a pause: `finally` and `with` bodies around a yield run at "
+                "every pause, and must neither yield nor fail; make cleanup that is to happen once a step"
+            )
+            return error
+        return None
+
+
+def check(workflow: object) -> str:
+    """Return the name of a workflow.
+
+    Raises:
+        InvalidWorkflow: When it is not a generator function of at most one argument; the text says what to write.
+    """
+    what = f"{workflow!r:.100}"
+    if isinstance(workflow, GeneratorType):
+        raise InvalidWorkflow(
+            f"{what} is a generator that already began: give the function, `{workflow.__name__}`, and its input apart"
+        )
+    function = _function(workflow)
+    if function is None:
+        raise InvalidWorkflow(
+            f"{what} is not a function: give a generator function, `def workflow(input): ... yield tool(...)`"
+        )
+    flags = function.__code__.co_flags
+    name = function.__name__
+    if flags & _ASYNC_GENERATOR:
+        raise InvalidWorkflow(f"{name} is an async generator: write `def`, and `yield tool(...)` instead of `await`")
+    if is_async(function):
+        raise InvalidWorkflow(f"{name} is an async function: write `def`, and `yield tool(...)` instead of `await`")
+    if not flags & _GENERATOR:
+        raise InvalidWorkflow(f"{name} has no yield, so it is no workflow: `yield tool(...)` where it calls something")
+    required = _positional(workflow) - len(function.__defaults__ or ())
+    named = set(function.__code__.co_varnames[function.__code__.co_argcount :][: function.__code__.co_kwonlyargcount])
+    if required > 1 or named - set(function.__kwdefaults__ or ()):
+        raise InvalidWorkflow(
+            f"{name} needs more than one argument: a workflow takes one, its input (a dict carries many), or none"
+        )
+    return name
+
+
+def name_all(workflows: Iterable[Workflow[Any]]) -> dict[str, Workflow[Any]]:
+    """Return the workflows by name, as ``resume`` looks them up.
+
+    Raises:
+        InvalidWorkflow: When one is not a workflow, or two share a name.
+    """
+    named: dict[str, Workflow[Any]] = {}
+    for workflow in workflows:
+        name = check(workflow)
+        if named.setdefault(name, workflow) is not workflow:
+            raise InvalidWorkflow(
+                f"two workflows are named {name!r}: an execution finds its workflow by name, so rename one"
+            )
+    return named
+
+
+def _function(workflow: object) -> FunctionType | None:
+    """Return the function behind a workflow: behind a method, and behind decorators that keep ``__wrapped__``."""
+    inner: object = getattr(workflow, "__func__", workflow)
+    while (wrapped := getattr(inner, "__wrapped__", None)) is not None:
+        inner = wrapped
+    return inner if isinstance(inner, FunctionType) else None
+
+
+def _positional(workflow: object) -> int:
+    """Return how many arguments a workflow takes by position, ``self`` left out."""
+    function = _function(workflow)
+    assert function is not None
+    code = function.__code__
+    return code.co_argcount - hasattr(workflow, "__self__") or bool(code.co_flags & _VARARGS)
+
+
+def _describe(yielded: object, generator: Generator[Any, Any, Any]) -> str:
+    """Say what was yielded, where, and what may be."""
+    inner: Any = generator
+    while isinstance(inner.gi_yieldfrom, GeneratorType):
+        inner = inner.gi_yieldfrom
+    place = f"{inner.gi_code.co_filename}:{inner.gi_frame.f_lineno}"
+    return (
+        f"{inner.gi_code.co_qualname} yielded {yielded!r:.200} ({place}), which is not a request: yield "
+        f"tool(category, name, input), save() or version(); for a sub-workflow write `yield from`"
+    )
