@@ -18,7 +18,7 @@ rings for the next invocation and exits; the next one, on any machine, replays t
     print(flow.execute_sync(workflow, "exec-1", {"user_id": 123}))  # {'paused': 'exec-1', 'step': 0}
 """
 
-from .current import Current, current
+from .context import Current, current
 from .errors import (
     Diverged,
     EventLoopNeeded,

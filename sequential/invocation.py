@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from . import hooks
 from .codec import fingerprint
-from .current import being_called
+from .context import being_called
 from .errors import Diverged, Fenced, NotEncodable, SequentialError, message_of
 from .lease import Lease
 from .observe import Observer
@@ -218,6 +218,7 @@ class Invocation:
                 await self._park("failed", error)
             finished = record._replace(token=record.token + 1, status="finished", due=None, lease=0.0, error=None)
             await self._write(finished, Result(record.step, "return", None, now, now, None, data))
+            value = self._codec.loads(data)  # what whoever asks later gets
         else:
             await settle(self._journal.remove(record.id, record))
         self._tell("finished", record)

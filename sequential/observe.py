@@ -42,7 +42,7 @@ class Observer:
             try:
                 self._observe(Event(kind, record.id, record.step, detail, error))
             except Exception as raised:
-                _log(f"observer raised at {kind!r}", record, repr(raised), raised)
+                _log(f"the observer raised at {kind!r}", record, repr(raised), raised)
         elif kind in {"ring failed", "stuck"}:
             _log(kind, record, detail, error)
 

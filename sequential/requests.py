@@ -74,7 +74,7 @@ def parse(value: object) -> Tool | Save | Version | None:
     """
     if isinstance(value, dict) and len(value) == 1:
         asked = value.get("__tool")
-        if isinstance(asked, (list, tuple)) and len(asked) == len(("category", "name", "input")):
+        if isinstance(asked, (list, tuple)) and len(asked) == 3:  # noqa: PLR2004 - category, name, input
             category, name, input = asked  # a match statement reads better and takes three times as long
             if isinstance(category, str) and isinstance(name, str):
                 return Tool(f"tool {category}.{name}", category, name, input)

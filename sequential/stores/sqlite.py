@@ -36,8 +36,9 @@ CREATE TABLE IF NOT EXISTS sequential_results (
 );
 CREATE VIEW IF NOT EXISTS sequential_steps AS
     SELECT id, run, token AS held_token, token, e.step, status, due, lease, attempts, e.error AS record_error,
-        position AS result_step, asked, fingerprint, started, ended, r.error, data
-    FROM sequential_executions AS e JOIN sequential_results AS r ON r.position >> 32 = e.key;
+        (position & 4294967295) - 1 AS result_step, asked, fingerprint, started, ended, r.error, data
+    FROM sequential_executions AS e JOIN sequential_results AS r
+    ON r.position > e.key << 32 AND r.position < (e.key + 1) << 32;
 CREATE TRIGGER IF NOT EXISTS sequential_commit INSTEAD OF INSERT ON sequential_steps BEGIN
     UPDATE sequential_executions
         SET token = NEW.token, step = NEW.step, status = NEW.status, lease = NEW.lease, attempts = NEW.attempts,

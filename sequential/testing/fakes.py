@@ -1,0 +1,26 @@
+"""Stand-ins for what a test must have in its hand."""
+
+from __future__ import annotations
+
+
+class FakeClock:
+    """Time that moves only when told to, for ``FlowExecutor(..., clock=FakeClock())``.
+
+    Args:
+        now: The time to begin with, in seconds since the epoch.
+    """
+
+    def __init__(self, now: float = 1_700_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        """Return the time in seconds since the epoch."""
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass.
+
+        Args:
+            seconds: How much.
+        """
+        self.now += seconds

@@ -1,0 +1,92 @@
+"""The blocking twins: the same body, no event loop, and a clear error where one would be needed."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from sequential import EventLoopNeeded, FlowExecutor, tool
+from sequential.stores.memory import MemoryStorage
+from tests.support import AsyncJournal, AsyncPlainStorage, echo
+
+
+def workflow() -> Generator[Any, Any, Any]:
+    return (yield tool("api", "user", {"n": 1}))
+
+
+def test_every_public_method_has_a_twin_of_the_same_signature() -> None:
+    methods = [name for name in vars(FlowExecutor) if not name.startswith("_") and not name.endswith("_sync")]
+    assert methods == ["execute", "start", "resume", "status", "history", "delete", "sweep"]
+    for name in methods:
+        method, twin = getattr(FlowExecutor, name), getattr(FlowExecutor, f"{name}_sync")
+        assert inspect.iscoroutinefunction(method)
+        assert not inspect.iscoroutinefunction(twin)
+        assert inspect.signature(method) == inspect.signature(twin)
+        assert twin.__name__ == f"{name}_sync"
+        assert twin.__qualname__ == f"FlowExecutor.{name}_sync"
+        assert twin.__doc__ == f"Do what {name}() does, without an event loop."
+
+
+@pytest.mark.parametrize("storage", [AsyncJournal, AsyncPlainStorage])
+def test_an_async_storage_needs_an_event_loop(storage: type) -> None:
+    with pytest.raises(EventLoopNeeded, match="await the method of the same name without _sync"):
+        FlowExecutor(storage(), call=echo).execute_sync(workflow, "a")
+
+
+def test_an_async_tool_needs_an_event_loop_and_is_not_recorded() -> None:
+    async def waits(category: str, name: str, input: Any) -> Any:
+        await asyncio.sleep(0)
+
+    async def sleeps(category: str, name: str, input: Any) -> Any:
+        await asyncio.sleep(0.01)
+
+    async def breaks(category: str, name: str, input: Any) -> Any:
+        raise RuntimeError("of another kind")
+
+    async def answers(category: str, name: str, input: Any) -> Any:
+        return "at once"
+
+    storage = MemoryStorage()
+    for call in (waits, sleeps):
+        with pytest.raises(EventLoopNeeded):
+            FlowExecutor(storage, call=call).execute_sync(workflow, "a")
+        record = storage.read("a")
+        assert record is not None
+        assert (record.step, record.lease) == (0, 0.0)
+    FlowExecutor(storage, call=breaks).execute_sync(workflow, "a")
+    assert FlowExecutor(storage).history_sync("a")[0]["result"] == {"__error": "of another kind"}
+    FlowExecutor(storage, call=answers).execute_sync(workflow, "b")
+    assert FlowExecutor(storage).execute_sync(workflow, "b") == "at once"
+
+
+def test_a_hook_that_needs_a_loop_is_told_apart_from_one_that_fails() -> None:
+    class Loopless(MemoryStorage):
+        message = ""
+
+        def read(self, id: str) -> Any:
+            raise RuntimeError(self.message)
+
+    storage = Loopless()
+    storage.message = "no running event loop"
+    with pytest.raises(EventLoopNeeded):
+        FlowExecutor(storage).status_sync("a")
+    storage.message = "out of order"
+    with pytest.raises(RuntimeError, match="out of order"):
+        FlowExecutor(storage).status_sync("a")
+
+
+def test_an_async_twin_that_catches_everything_still_ends() -> None:
+    class Stubborn(AsyncJournal):
+        async def read(self, id: str) -> Any:
+            while True:
+                try:
+                    await asyncio.sleep(0)
+                except EventLoopNeeded:
+                    pass
+
+    with pytest.raises(EventLoopNeeded):
+        FlowExecutor(Stubborn()).status_sync("a")

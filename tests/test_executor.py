@@ -1,0 +1,936 @@
+"""What an executor does with workflows, storages and hooks, on every kind of storage."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import pickle
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+
+from sequential import (
+    Diverged,
+    Event,
+    Fenced,
+    FlowExecutor,
+    IdInUse,
+    InvalidId,
+    InvalidYield,
+    NotEncodable,
+    NotSupported,
+    Paused,
+    SequentialError,
+    UnknownExecution,
+    UnknownWorkflow,
+    current,
+    save,
+    tool,
+    version,
+)
+from sequential.invocation import GRACE
+from sequential.storage import Record, Result
+from sequential.stores.memory import MemoryStorage
+from sequential.testing import FakeClock
+from tests.support import AsyncJournal, AsyncPlainStorage, PlainStorage, echo
+
+Flow = Generator[Any, Any, Any]
+
+
+def workflow(input: dict[str, Any]) -> Flow:
+    user = yield tool("api", "user", {"id": input["user_id"]})
+    yield save()
+    posts = yield {"__tool": ["api", "posts", {"uid": user["id"]}]}
+    return {"user": user, "posts": posts}
+
+
+RETURNED = {"user": {"id": 123}, "posts": {"uid": 123}}
+
+
+def run_to_end(flow: FlowExecutor, *arguments: Any) -> list[Any]:
+    """Execute until it no longer pauses; a storage that waits gets an event loop."""
+    outcomes: list[Any] = []
+    with asyncio.Runner() as runner:
+        while not outcomes or isinstance(outcomes[-1], Paused):
+            outcomes.append(runner.run(flow.execute(*arguments)))
+    return outcomes
+
+
+@pytest.mark.parametrize("storage", [MemoryStorage, AsyncJournal, PlainStorage, AsyncPlainStorage])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_one_tool_call_per_invocation_on_every_kind_of_storage(storage: Callable[[], Any], asynchronous: bool) -> None:
+    calls: list[tuple[str, str, Any]] = []
+    rung: list[str] = []
+
+    def call(category: str, name: str, input: Any) -> Any:
+        calls.append((category, name, input))
+        return input
+
+    async def call_async(category: str, name: str, input: Any) -> Any:
+        await asyncio.sleep(0)
+        return call(category, name, input)
+
+    async def resume_async(id: str) -> None:
+        await asyncio.sleep(0)
+        rung.append(id)
+
+    hooks: dict[str, Any] = {"call": call, "resume": rung.append}
+    if asynchronous:
+        hooks = {"call": call_async, "resume": resume_async}
+    flow = FlowExecutor(storage(), **hooks)
+    outcomes = run_to_end(flow, workflow, "exec-1", {"user_id": 123})
+    assert outcomes == [
+        {"paused": "exec-1", "step": 0},
+        {"paused": "exec-1", "step": 1},
+        {"paused": "exec-1", "step": 2},
+        RETURNED,
+    ]
+    assert [outcome.reason for outcome in outcomes[:-1]] == ["tool", "save", "tool"]
+    assert calls == [("api", "user", {"id": 123}), ("api", "posts", {"uid": 123})]
+    assert rung == ["exec-1"] * 3
+
+
+def test_a_plain_storage_sees_raw_results_before_steps_and_nothing_else() -> None:
+    storage = PlainStorage()
+    run_to_end(FlowExecutor(storage, call=echo), workflow, "e", {"user_id": 123})
+    assert storage.writes == [
+        ("set_result", "e", 0, {"id": 123}),
+        ("set", "e", {"step": 1}),
+        ("set_result", "e", 1, None),
+        ("set", "e", {"step": 2}),
+        ("set_result", "e", 2, {"uid": 123}),
+        ("set", "e", {"step": 3}),
+        ("delete", "e"),
+    ]
+    assert storage.states == {}
+    assert storage.results == {}
+
+
+def test_a_workflow_may_take_no_argument_and_an_id_may_be_left_out() -> None:
+    def no_argument() -> Flow:
+        return (yield tool("api", "now"))
+
+    flow = FlowExecutor(MemoryStorage(), call=lambda category, name, input: [category, name, input])
+    first = flow.execute_sync(no_argument)
+    assert isinstance(first, Paused)
+    assert len(first["paused"]) == 21
+    assert flow.execute_sync(no_argument, first["paused"]) == ["api", "now", {}]
+
+
+def test_paused_is_a_dict_and_survives_pickling() -> None:
+    paused = Paused("a", 3, "budget")
+    again = pickle.loads(pickle.dumps(paused))
+    assert (again, again.reason, type(again)) == ({"paused": "a", "step": 3}, "budget", Paused)
+
+
+def test_a_budget_goes_on_while_time_is_left() -> None:
+    clock = FakeClock()
+
+    def slow(category: str, name: str, input: Any) -> Any:
+        clock.advance(4.0)
+        return input
+
+    def five() -> Flow:
+        for number in range(5):
+            yield tool("slow", "call", {"number": number})
+        return "done"
+
+    flow = FlowExecutor(MemoryStorage(), call=slow, budget=10.0, clock=clock)
+    first = flow.execute_sync(five, "b")
+    assert isinstance(first, Paused)
+    assert (first["step"], first.reason) == (2, "budget")
+    assert flow.execute_sync(five, "b") == "done"
+
+
+def test_without_end_of_budget_only_a_save_pauses() -> None:
+    flow = FlowExecutor(MemoryStorage(), call=echo, budget=math.inf)
+    assert flow.execute_sync(workflow, "i", {"user_id": 123}) == {"paused": "i", "step": 1}
+    assert flow.execute_sync(workflow, "i") == RETURNED
+
+
+def test_an_error_of_a_tool_is_a_value() -> None:
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    errors = iter([ValueError("no such user"), KeyError(), Silent(), OSError("lone \ud800 surrogate")])
+
+    def fails(category: str, name: str, input: Any) -> Any:
+        raise next(errors)
+
+    def four() -> Flow:
+        got: list[Any] = []
+        for _ in range(4):
+            got.append((yield tool("api", "flaky")))
+        return got
+
+    flow = FlowExecutor(MemoryStorage(), call=fails, budget=math.inf, retain=True)
+    assert flow.execute_sync(four, "e") == [
+        {"__error": "no such user"},
+        {"__error": "KeyError"},
+        {"__error": "Silent"},
+        {"__error": "lone \\ud800 surrogate"},
+    ]
+    assert [step["error"] for step in flow.history_sync("e")] == ["ValueError", "KeyError", "Silent", "OSError"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError, StopAsyncIteration, Fenced])
+def test_what_is_no_result_is_not_recorded_and_gives_the_lease_back(error: type[BaseException]) -> None:
+    raising = True
+
+    def call(category: str, name: str, input: Any) -> Any:
+        if raising:
+            raise Fenced("another execution", 5) if error is Fenced else error
+        return input
+
+    storage, clock = MemoryStorage(), FakeClock()
+    flow = FlowExecutor(storage, call=call, clock=clock)
+    if issubclass(error, Exception) and not issubclass(error, SequentialError):
+        flow.execute_sync(workflow, "k", {"user_id": 123})
+        assert flow.history_sync("k")[0]["error"] == error.__name__
+        return
+    with pytest.raises(error):
+        flow.execute_sync(workflow, "k", {"user_id": 123})
+    status = flow.status_sync("k")
+    assert status is not None
+    assert (status.status, status.step, status.busy) == ("running", 0, False)
+    assert flow.sweep_sync() == ["k"]
+    raising = False
+    assert flow.execute_sync(workflow, "k") == {"paused": "k", "step": 0}
+
+
+def test_an_exception_of_the_workflow_parks_it_until_it_is_mended() -> None:
+    broken = True
+
+    def fragile(input: dict[str, int]) -> Flow:
+        first = yield tool("api", "one", input)
+        if broken:
+            raise ValueError("not yet \ud800")
+        return first
+
+    clock, rung = FakeClock(), list[str]()
+    flow = FlowExecutor(MemoryStorage(), call=echo, resume=rung.append, workflows=[fragile], clock=clock)
+    flow.execute_sync(fragile, "f", {"n": 1})
+    rung.clear()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="not yet"):
+            flow.resume_sync("f")
+        status = flow.status_sync("f")
+        assert status is not None
+        assert (status.status, status.step, status.due, status.error) == ("failed", 1, None, "ValueError: not yet \\ud800")
+    clock.advance(1e6)
+    assert flow.sweep_sync() == rung == []
+    broken = False
+    assert flow.resume_sync("f") == {"n": 1}
+
+
+def test_replay_of_another_tool_is_refused_and_loses_nothing() -> None:
+    asked = "tool"
+    calls: list[str] = []
+
+    def changing() -> Flow:
+        if asked == "return":
+            return "early"
+        first = yield (tool("api", "first") if asked == "tool" else save() if asked == "save" else tool("api", asked))
+        second = yield tool("api", "second")
+        return [first, second]
+
+    def call(category: str, name: str, input: Any) -> str:
+        calls.append(name)
+        return name
+
+    flow = FlowExecutor(MemoryStorage(), call=call, workflows=[changing])
+    flow.execute_sync(changing, "d")
+    for asked, shown in (("other", "tool api.other"), ("save", "save"), ("return", "return")):
+        with pytest.raises(Diverged) as caught:
+            flow.resume_sync("d")
+        assert (caught.value.id, caught.value.step, caught.value.recorded, caught.value.asked) == ("d", 0, "tool api.first", shown)
+        status = flow.status_sync("d")
+        assert status is not None
+        assert (status.status, status.step, status.due) == ("diverged", 1, None)
+    asked = "tool"
+    flow.resume_sync("d")
+    assert flow.resume_sync("d") == ["first", "second"]
+    assert calls == ["first", "second"]
+
+
+def test_a_plain_storage_cannot_tell_that_a_workflow_ends_too_early() -> None:
+    long = True
+
+    def shrinking() -> Flow:
+        if long:
+            yield tool("api", "first")
+        return "end"
+
+    flow = FlowExecutor(PlainStorage(), call=echo)
+    flow.execute_sync(shrinking, "s")
+    long = False
+    assert flow.execute_sync(shrinking, "s") == "end"
+
+
+def test_other_input_on_replay_is_told_to_whoever_observes() -> None:
+    numbers = itertools.count()
+
+    def unsteady() -> Flow:
+        yield tool("api", "first", {"n": next(numbers)})
+        yield tool("api", "second", {"b": 1, "a": 2})
+        yield tool("api", "third", {1, 2})
+
+    events: list[Event] = []
+    flow = FlowExecutor(MemoryStorage(), call=lambda *_: None, observe=events.append)
+    for _ in range(4):
+        flow.execute_sync(unsteady, "u")
+    changed = [event for event in events if event.kind == "input changed"]
+    assert [(event.step, event.detail) for event in changed] == [(0, "tool api.first")] * 3
+
+
+def test_the_version_is_that_of_the_beginning() -> None:
+    def versioned() -> Flow:
+        first = yield version()
+        yield tool("api", "call")
+        return [first, (yield version())]
+
+    storage = MemoryStorage()
+    FlowExecutor(storage, call=echo, version=3).execute_sync(versioned, "v")
+    assert FlowExecutor(storage, call=echo, version=4).execute_sync(versioned, "v") == [3, 3]
+    assert FlowExecutor(storage, call=echo, version=4, budget=1e9).execute_sync(versioned, "w") == [4, 4]
+
+
+def test_current_tells_a_tool_its_idempotency_key() -> None:
+    keys: list[str] = []
+
+    def two() -> Flow:
+        yield tool("api", "one")
+        yield tool("api", "two")
+
+    storage = MemoryStorage()
+    flow = FlowExecutor(storage, call=lambda *_: keys.append(current().key))
+    flow.execute_sync(two, "k")
+    flow.execute_sync(two, "k")
+    run = storage.read("k")
+    assert run is not None
+    assert keys == [f"k:{run.run}:0", f"k:{run.run}:1"]
+    plain = FlowExecutor(PlainStorage(), call=lambda *_: keys.append(current().key))
+    plain.execute_sync(two, "p")
+    assert keys[2:] == ["p:0:0"]
+    with pytest.raises(LookupError, match="while a call hook runs"):
+        current()
+
+
+def test_a_retried_step_keeps_its_key_and_current_reaches_threads() -> None:
+    keys: list[str] = []
+
+    async def call(category: str, name: str, input: Any) -> Any:
+        keys.append(await asyncio.to_thread(lambda: current().key))
+        if len(keys) == 1:
+            raise asyncio.CancelledError
+        return None
+
+    def one() -> Flow:
+        yield tool("api", "one")
+
+    flow = FlowExecutor(MemoryStorage(), call=call)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(flow.execute(one, "k"))
+    asyncio.run(flow.execute(one, "k"))
+    assert len(keys) == 2
+    assert keys[0] == keys[1]
+
+
+def test_a_workflow_sees_values_as_a_database_gives_them_back() -> None:
+    seen: list[Any] = []
+
+    def looks(input: Any) -> Flow:
+        seen.append(input)
+        seen.append((yield tool("api", "tuple")))
+
+    flow = FlowExecutor(MemoryStorage(), call=lambda *_: ({1: (2,)},), budget=math.inf)
+    flow.execute_sync(looks, "l", ((), {2: "x"}))
+    assert seen == [[[], {"2": "x"}], [{"1": [2]}]]
+
+
+@pytest.mark.parametrize("storage", [MemoryStorage, PlainStorage])
+def test_a_result_that_cannot_be_stored_is_not_recorded(storage: Callable[[], Any]) -> None:
+    results: list[Any] = [{"items": [1, {"when": {1, 2}}]}, {"user_id": 1}]
+
+    def call(category: str, name: str, input: Any) -> Any:
+        return results[0]
+
+    def one() -> Flow:
+        return (yield tool("api", "one"))
+
+    flow = FlowExecutor(storage(), call=call)
+    with pytest.raises(NotEncodable) as caught:
+        flow.execute_sync(one, "n")
+    assert str(caught.value) == (
+        "the result of tool api.one (step 0 of execution 'n') cannot be stored: value['items'][1]['when'] is a set, "
+        "and JSON has dict, list, str, int, float, bool and None only"
+    )
+    results.pop(0)
+    assert flow.execute_sync(one, "n") == {"paused": "n", "step": 0}
+    assert flow.execute_sync(one, "n") == {"user_id": 1}
+
+
+def test_a_final_value_that_cannot_be_kept_parks_the_execution() -> None:
+    value: Any = {1, 2}
+
+    def ends() -> Flow:
+        yield tool("api", "one")
+        return value
+
+    flow = FlowExecutor(MemoryStorage(), call=echo, retain=True, budget=math.inf)
+    with pytest.raises(NotEncodable, match="the final value of execution 'n' cannot be stored: value is a set"):
+        flow.execute_sync(ends, "n")
+    status = flow.status_sync("n")
+    assert status is not None
+    assert (status.status, status.step) == ("failed", 1)
+    value = (1, 2)
+    assert flow.execute_sync(ends, "n") == [1, 2]
+    assert flow.execute_sync(ends, "n") == [1, 2]
+
+
+def test_a_finished_execution_is_deleted_or_kept_with_its_value() -> None:
+    storage, clock, rung = MemoryStorage(), FakeClock(), list[str]()
+    flow = FlowExecutor(storage, call=echo, budget=math.inf, workflows=[workflow], clock=clock)
+    flow.execute_sync(workflow, "x", {"user_id": 123})
+    assert flow.resume_sync("x") == RETURNED
+    assert flow.status_sync("x") is None
+    assert flow.resume_sync("x") is None
+    with pytest.raises(UnknownExecution, match="there is no execution 'x' in the store"):
+        flow.history_sync("x")
+
+    flow = FlowExecutor(
+        storage, call=echo, budget=math.inf, workflows=[workflow], retain=True, resume=rung.append, clock=clock
+    )
+    flow.execute_sync(workflow, "x", {"user_id": 123})
+    assert flow.resume_sync("x") == RETURNED
+    for outcome in (flow.resume_sync("x"), flow.execute_sync(workflow, "x"), flow.execute_sync(workflow, "x", {"user_id": 123})):
+        assert outcome == RETURNED
+    with pytest.raises(IdInUse):
+        flow.execute_sync(workflow, "x", {"user_id": 124})
+    status = flow.status_sync("x")
+    assert status is not None
+    assert (status.status, status.step, status.value, status.due) == ("finished", 3, RETURNED, None)
+    rung.clear()
+    assert flow.start_sync(workflow, {"user_id": 123}, "x") == "x"
+    clock.advance(1e6)
+    assert flow.sweep_sync() == rung == []
+    flow.delete_sync("x")
+    assert flow.status_sync("x") is None
+
+
+def test_history_is_json_and_reads_pages() -> None:
+    clock = FakeClock()
+
+    def many() -> Flow:
+        for number in range(1500):
+            yield tool("api", "call", {"n": number})
+        yield save()
+
+    flow = FlowExecutor(MemoryStorage(), call=lambda c, n, input: [input["n"]], budget=math.inf, clock=clock)
+    flow.execute_sync(many, "h")
+    history = flow.history_sync("h")
+    assert [step["step"] for step in history] == list(range(1501))
+    assert [step["result"] for step in history] == [[n] for n in range(1500)] + [None]
+    first, last = dict(history[0]), history[-1]
+    assert isinstance(first.pop("fingerprint"), int)
+    assert first == {
+        "step": 0,
+        "asked": "tool api.call",
+        "started": clock.now,
+        "ended": clock.now,
+        "error": None,
+        "result": [0],
+    }
+    assert (last["asked"], last["fingerprint"]) == ("save", None)
+
+
+def test_start_records_and_rings_and_may_be_repeated() -> None:
+    rung: list[str] = []
+    storage, clock = MemoryStorage(), FakeClock()
+    flow = FlowExecutor(storage, call=echo, resume=rung.append, workflows=[workflow], clock=clock)
+    id = flow.start_sync(workflow, {"user_id": 123})
+    assert rung == [id]
+    assert flow.start_sync(workflow, {"user_id": 123}, id) == id
+    assert flow.start_sync(workflow, id=id) == id
+    assert rung == [id] * 3
+    with pytest.raises(IdInUse):
+        flow.start_sync(workflow, {"user_id": 5}, id)
+    status = flow.status_sync(id)
+    assert status is not None
+    assert (status.step, status.busy, status.due) == (0, False, clock.now + GRACE)
+    for _ in range(3):
+        flow.resume_sync(id)
+    assert flow.resume_sync(id) == RETURNED
+
+
+def test_an_id_belongs_to_one_workflow_and_one_input() -> None:
+    def other(input: Any) -> Flow:
+        yield tool("api", "other")
+
+    storage = MemoryStorage()
+    flow = FlowExecutor(storage, call=echo)
+    flow.execute_sync(workflow, "i", {"user_id": 1, "b": 2})
+    before = storage.read("i")
+    with pytest.raises(IdInUse) as caught:
+        flow.execute_sync(other, "i")
+    assert str(caught.value) == (
+        "execution 'i' was started with workflow workflow, not other: use another id for another execution, "
+        "leave the input out to go on with this one, or delete('i') to begin anew"
+    )
+    with pytest.raises(IdInUse, match=r"was started with input \{'user_id': 1, 'b': 2\}, not \{\}"):
+        flow.execute_sync(workflow, "i", {})
+    after = storage.read("i")
+    assert before is not None
+    assert after is not None
+    assert after._replace(token=before.token) == before
+    assert flow.execute_sync(workflow, "i", {"b": 2, "user_id": 1}) == {"paused": "i", "step": 1}
+
+
+def test_a_held_execution_is_busy_and_nothing_runs() -> None:
+    outcomes: list[Any] = []
+
+    def call(category: str, name: str, input: Any) -> Any:
+        outcomes.append(flow.execute_sync(workflow, "b"))
+        outcomes.append(flow.resume_sync("b"))
+        outcomes.append(flow.status_sync("b"))
+        return {"id": 1}
+
+    flow = FlowExecutor(MemoryStorage(), call=call, workflows=[workflow])
+    flow.execute_sync(workflow, "b", {"user_id": 1})
+    assert outcomes[:2] == [{"paused": "b", "step": -1}] * 2
+    assert outcomes[0].reason == outcomes[1].reason == "busy"
+    assert outcomes[2].busy
+    status = flow.status_sync("b")
+    assert status is not None
+    assert not status.busy
+
+
+def test_who_lost_the_lease_writes_nothing_and_rings_nobody() -> None:
+    clock, rung = FakeClock(), list[str]()
+    events: list[Event] = []
+    storage = MemoryStorage()
+
+    def call(category: str, name: str, input: Any) -> Any:
+        if clock.now < 1_700_000_100:
+            clock.advance(121.0)
+            assert other.execute_sync(workflow, "l") == {"paused": "l", "step": 0}
+        return {"id": 123}
+
+    other = FlowExecutor(storage, call=call, clock=clock)
+    flow = FlowExecutor(storage, call=call, resume=rung.append, clock=clock, observe=events.append)
+    with pytest.raises(Fenced) as caught:
+        flow.execute_sync(workflow, "l", {"user_id": 123})
+    assert (caught.value.id, caught.value.token) == ("l", 1)
+    assert rung == []
+    assert [event.kind for event in events] == ["claimed", "replayed", "called", "fenced"]
+    status = other.status_sync("l")
+    assert status is not None
+    assert (status.step, status.busy) == (1, False)
+
+
+@pytest.mark.parametrize("retain", [False, True])
+def test_an_execution_deleted_meanwhile_stays_deleted(retain: bool) -> None:
+    def call(category: str, name: str, input: Any) -> Any:
+        flow.delete_sync("g")
+        return {"id": 1}
+
+    flow = FlowExecutor(MemoryStorage(), call=call, retain=retain)
+    with pytest.raises(Fenced):
+        flow.execute_sync(workflow, "g", {"user_id": 1})
+    assert flow.status_sync("g") is None
+
+
+def test_the_sweep_rings_what_is_late_with_backoff_and_parks_what_is_stuck() -> None:
+    clock, rung, events = FakeClock(), list[str](), list[Event]()
+    flow = FlowExecutor(
+        MemoryStorage(), call=echo, resume=rung.append, clock=clock, workflows=[workflow], observe=events.append
+    )
+    flow.execute_sync(workflow, "s", {"user_id": 123})
+    rung.clear()
+    assert flow.sweep_sync() == []
+    waits: list[float] = []
+    began = clock.now
+    while not any(event.kind == "stuck" for event in events):
+        status = flow.status_sync("s")
+        assert status is not None
+        assert status.due is not None
+        waits.append(status.due - clock.now)
+        clock.now = status.due
+        flow.sweep_sync()
+    assert rung == ["s"] * 10
+    assert waits[0] == GRACE
+    for attempt, wait in enumerate(waits[1:]):
+        usual = min(GRACE * 2**attempt, 3600.0)
+        assert 0.75 * usual <= wait <= 1.25 * usual
+    assert 3 * 3600 < clock.now - began < 5 * 3600
+    status = flow.status_sync("s")
+    assert status is not None
+    assert (status.status, status.due, status.error) == ("stuck", None, "no progress in 10 attempts of the sweep")
+    clock.advance(1e9)
+    assert flow.sweep_sync() == []
+    flow.resume_sync("s")
+    status = flow.status_sync("s")
+    assert status is not None
+    assert (status.status, status.attempts, status.step) == ("running", 0, 2)
+
+
+def test_the_sweep_takes_over_from_the_dead_and_two_sweeps_ring_once() -> None:
+    storage, clock, rung = MemoryStorage(), FakeClock(), list[str]()
+    flow = FlowExecutor(storage, call=echo, resume=rung.append, clock=clock, workflows=[workflow])
+    stored, _ = storage.claim(Record("z", "r", 1, 0, "running", "workflow", b'{"user_id":123}', 0, clock.now, clock.now + 120), clock.now, True)
+    assert stored is not None
+    clock.advance(119.0)
+    assert flow.sweep_sync() == []
+    clock.advance(1.0)
+
+    class Twice(AsyncJournal):
+        async def due(self, now: float, limit: int) -> list[Record]:
+            found = self.inner.due(now, limit)
+            assert not isinstance(found, Generator)
+            return [*found, *found]  # type: ignore[misc]
+
+    twice = FlowExecutor(Twice(storage), resume=rung.append, clock=clock)
+    assert asyncio.run(twice.sweep()) == ["z"]
+    assert rung == ["z"]
+    assert flow.resume_sync("z") == {"paused": "z", "step": 0}
+
+
+def test_a_sweep_rings_no_more_than_it_was_told_to() -> None:
+    clock = FakeClock()
+    flow = FlowExecutor(MemoryStorage(), call=echo, clock=clock)
+    for number in range(5):
+        flow.execute_sync(workflow, f"m{number}", {"user_id": number})
+    clock.advance(GRACE)
+    assert len(flow.sweep_sync(limit=2)) == 2
+    assert len(flow.sweep_sync()) == 3
+
+
+def test_a_failing_resume_hook_fails_nothing_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    def ring(id: str) -> None:
+        raise ConnectionError("nobody there")
+
+    events: list[Event] = []
+    flow = FlowExecutor(MemoryStorage(), call=echo, resume=ring, observe=events.append)
+    assert flow.execute_sync(workflow, "r", {"user_id": 1}) == {"paused": "r", "step": 0}
+    assert [(event.kind, str(event.error)) for event in events if "ring" in event.kind] == [
+        ("ring failed", "nobody there")
+    ]
+    assert caplog.records == []
+    FlowExecutor(MemoryStorage(), call=echo, resume=ring).execute_sync(workflow, "r", {"user_id": 1})
+    (record,) = caplog.records
+    assert record.name == "sequential"
+    assert record.getMessage() == "ring failed: execution 'r', step 1: the sweep will ring again"
+
+
+def test_everything_that_happens_is_told_in_order() -> None:
+    events: list[Event] = []
+    flow = FlowExecutor(
+        MemoryStorage(), call=echo, resume=lambda id: None, observe=events.append, workflows=[workflow]
+    )
+    for _ in range(2):
+        flow.execute_sync(workflow, "o", {"user_id": 1})
+    assert [(event.kind, event.step, event.detail) for event in events] == [
+        ("claimed", 0, ""),
+        ("replayed", 0, "0 steps"),
+        ("called", 0, "tool api.user"),
+        ("committed", 1, "tool api.user"),
+        ("paused", 1, "tool"),
+        ("rang", 1, ""),
+        ("claimed", 1, ""),
+        ("replayed", 1, "1 steps"),
+        ("committed", 2, "save"),
+        ("paused", 2, "save"),
+        ("rang", 2, ""),
+    ]
+    events.clear()
+    flow.resume_sync("o")
+    flow.resume_sync("o")
+    assert [event.kind for event in events[-3:]] == ["claimed", "replayed", "finished"]
+    assert all(event.id == "o" for event in events)
+
+
+def test_an_observer_that_raises_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def observe(event: Event) -> None:
+        raise RuntimeError(event.kind)
+
+    flow = FlowExecutor(MemoryStorage(), call=echo, observe=observe)
+    assert flow.execute_sync(workflow, "o", {"user_id": 1}) == {"paused": "o", "step": 0}
+    assert caplog.records[0].getMessage() == "the observer raised at 'claimed': execution 'o', step 0: RuntimeError('claimed')"
+
+
+def test_finally_runs_at_every_pause() -> None:
+    """The trap that generators have, as the README tells it."""
+    ran: list[str] = []
+
+    def trapped() -> Flow:
+        try:
+            yield tool("api", "one")
+            yield tool("api", "two")
+        finally:
+            ran.append("cleanup")
+
+    flow = FlowExecutor(MemoryStorage(), call=echo)
+    for _ in range(3):
+        flow.execute_sync(trapped, "t")
+    assert ran == ["cleanup"] * 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_yield_in_finally_is_an_error_that_loses_nothing() -> None:
+    def trapped() -> Flow:
+        try:
+            got = yield tool("api", "one", {"n": 1})
+        finally:
+            yield tool("api", "cleanup")
+        return got
+
+    storage = MemoryStorage()
+    flow = FlowExecutor(storage, call=echo)
+    with pytest.raises(RuntimeError, match="generator ignored GeneratorExit") as caught:
+        flow.execute_sync(trapped, "t")
+    assert "must neither yield nor fail" in caught.value.__notes__[0]
+    status = flow.status_sync("t")
+    assert status is not None
+    assert (status.status, status.step) == ("failed", 1)
+    assert [step["result"] for step in flow.history_sync("t")] == [{"n": 1}]
+
+
+def test_what_finally_raises_is_the_workflow_s_own_exception() -> None:
+    def trapped() -> Flow:
+        try:
+            yield tool("api", "one")
+        finally:
+            raise ConnectionError("while cleaning up")
+
+    events: list[Event] = []
+    flow = FlowExecutor(MemoryStorage(), call=echo, observe=events.append)
+    with pytest.raises(ConnectionError, match="while cleaning up"):
+        flow.execute_sync(trapped, "t")
+    assert [event.kind for event in events][-2:] == ["committed", "failed"]
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SequentialError])
+def test_an_interruption_in_the_workflow_itself_gives_the_lease_back(interruption: type[BaseException]) -> None:
+    def interrupted() -> Flow:
+        raise interruption("now")
+        yield
+
+    flow = FlowExecutor(MemoryStorage())
+    with pytest.raises(interruption):
+        flow.execute_sync(interrupted, "i")
+    status = flow.status_sync("i")
+    assert status is not None
+    assert (status.busy, status.status) == (False, "failed" if interruption is SequentialError else "running")
+
+
+def test_cancelling_a_task_gives_the_lease_back() -> None:
+    async def main() -> Any:
+        called = asyncio.Event()
+
+        async def call(category: str, name: str, input: Any) -> Any:
+            called.set()
+            await asyncio.Event().wait()
+
+        flow = FlowExecutor(AsyncJournal(), call=call)
+        task = asyncio.create_task(flow.execute(workflow, "c", {"user_id": 1}))
+        await called.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return await flow.status("c")
+
+    status = asyncio.run(main())
+    assert (status.status, status.step, status.busy) == ("running", 0, False)
+
+
+def test_a_coroutine_that_is_thrown_away_awaits_nothing_more() -> None:
+    storage = MemoryStorage()
+
+    async def call(category: str, name: str, input: Any) -> Any:
+        await _Suspend()
+
+    coroutine = FlowExecutor(AsyncJournal(storage), call=call, clock=FakeClock()).execute(workflow, "g", {"user_id": 1})
+    while not isinstance(coroutine.send(None), str):
+        pass
+    coroutine.close()
+    record = storage.read("g")
+    assert record is not None
+    assert record.lease > 0
+
+
+class _Suspend:
+    def __await__(self) -> Generator[Any, Any, None]:
+        yield "suspended"
+
+
+def test_resume_finds_the_workflow_by_name() -> None:
+    flow = FlowExecutor(MemoryStorage(), call=echo)
+    flow.execute_sync(workflow, "r", {"user_id": 1})
+    with pytest.raises(UnknownWorkflow) as caught:
+        flow.resume_sync("r")
+    assert str(caught.value) == (
+        "execution 'r' runs workflow 'workflow', which is not among FlowExecutor(..., workflows=[]): add it there"
+    )
+    status = flow.status_sync("r")
+    assert status is not None
+    assert not status.busy
+
+
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [
+        (lambda flow: flow.resume("p"), "resume by id alone"),
+        (lambda flow: flow.start(workflow, {"user_id": 1}), "start"),
+        (lambda flow: flow.sweep(), "sweep"),
+        (lambda flow: FlowExecutor(PlainStorage(), retain=True), "retain=True"),
+    ],
+)
+def test_a_plain_storage_refuses_what_it_cannot_promise(method: Callable[[FlowExecutor], Any], what: str) -> None:
+    storage = PlainStorage()
+    with pytest.raises(NotSupported) as caught:
+        asyncio.run(method(FlowExecutor(storage, call=echo)))
+    assert str(caught.value).startswith(f"{what} needs more than the five storage methods of PlainStorage can promise")
+    assert "SQLiteStorage" in str(caught.value)
+    assert storage.writes == []
+
+
+def test_a_plain_storage_knows_no_version_but_status_history_and_delete() -> None:
+    def versioned() -> Flow:
+        yield version()
+
+    flow = FlowExecutor(PlainStorage(), call=echo)
+    with pytest.raises(NotSupported, match=r"version\(\) needs more"):
+        flow.execute_sync(versioned, "v")
+    flow.execute_sync(workflow, "p", {"user_id": 1})
+    status = flow.status_sync("p")
+    assert status is not None
+    assert (status.step, status.status, status.busy, status.due) == (1, "running", False, None)
+    assert [step["result"] for step in flow.history_sync("p")] == [{"id": 1}]
+    flow.delete_sync("p")
+    assert flow.status_sync("p") is None
+
+
+def test_a_plain_storage_that_answers_nonsense_is_named() -> None:
+    class Nonsense(PlainStorage):
+        answer: Any = 5
+
+        def get(self, id: str) -> Any:
+            return self.answer
+
+        def get_result(self, id: str, step: int) -> Any:
+            return {1, 2}
+
+    flow = FlowExecutor(Nonsense(), call=echo)
+    with pytest.raises(TypeError, match=r"Nonsense.get\('n'\) returned 5, not \{'step': int\} or None"):
+        flow.execute_sync(workflow, "n", {"user_id": 1})
+    Nonsense.answer = {"step": 1}
+    with pytest.raises(NotEncodable, match=r"what Nonsense.get_result\('n', 0\) returned cannot be stored: value is a set"):
+        flow.execute_sync(workflow, "n", {"user_id": 1})
+
+
+def test_sub_workflows_compose_with_yield_from() -> None:
+    def sub(number: int) -> Flow:
+        return (yield tool("api", "sub", {"n": number}))
+
+    def whole() -> Flow:
+        one = yield from sub(1)
+        two = yield from sub(2)
+        return [one, two]
+
+    flow = FlowExecutor(MemoryStorage(), call=echo)
+    assert run_to_end(flow, whole, "w")[-1] == [{"n": 1}, {"n": 2}]
+
+
+def test_a_wrong_yield_is_told_with_its_place() -> None:
+    def sub() -> Flow:
+        yield {"__tool": ["api", "user"]}
+
+    def wrong() -> Flow:
+        yield from sub()
+
+    flow = FlowExecutor(MemoryStorage(), call=echo)
+    with pytest.raises(InvalidYield) as caught:
+        flow.execute_sync(wrong, "y")
+    line = sub.__code__.co_firstlineno + 1
+    assert str(caught.value) == (
+        f"test_a_wrong_yield_is_told_with_its_place.<locals>.sub yielded {{'__tool': ['api', 'user']}} "
+        f"({__file__}:{line}), which is not a request: yield tool(category, name, input), save() or version(); "
+        f"for a sub-workflow write `yield from`"
+    )
+    status = flow.status_sync("y")
+    assert status is not None
+    assert status.status == "failed"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None, 5, "tool", [], {}, {"__save": 1}, {"__save": False}, {"__version": None}, {"__tool": "abc"}, {"__tool": ["a", 1, {}]},
+        {"__tool": [1, "a", {}]}, {"__tool": ["a", "b", {}], "extra": 1}, {"__tool": ["a", "b", {}, 1]}, [tool("a", "b")], {"__call": []},
+        (x for x in ()), {"__tool": {"a", "b", "c"}},
+    ],
+)  # fmt: skip
+def test_what_is_not_a_request_is_refused(wrong: Any) -> None:
+    def yields() -> Flow:
+        yield wrong
+
+    with pytest.raises(InvalidYield, match="which is not a request"):
+        FlowExecutor(MemoryStorage(), call=echo).execute_sync(yields)
+
+
+@pytest.mark.parametrize("id", ["", "a b", "é", "a/b", ".", "..", "x" * 201, 5, b"a", "a\n", "a%20"])
+def test_an_id_that_no_store_could_carry_is_refused(id: Any) -> None:
+    storage = MemoryStorage()
+    flow = FlowExecutor(storage, call=echo, workflows=[workflow])
+    calls: list[Callable[[], Any]] = [
+        lambda: flow.execute_sync(workflow, id),
+        lambda: flow.start_sync(workflow, None, id),
+        lambda: flow.resume_sync(id),
+        lambda: flow.status_sync(id),
+        lambda: flow.history_sync(id),
+        lambda: flow.delete_sync(id),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidId, match="cannot be an execution id: use 1 to 200 characters of A-Z a-z 0-9"):
+            call()
+    assert storage.due(math.inf, 10) == []
+
+
+@pytest.mark.parametrize("id", ["x" * 200, "a.b:c@d~e-f_G9", "...", "-", "0"])
+def test_an_id_that_every_store_can_carry_is_taken(id: str) -> None:
+    assert FlowExecutor(MemoryStorage(), call=echo).execute_sync(workflow, id, {"user_id": 1}) == {"paused": id, "step": 0}
+
+
+@pytest.mark.parametrize("options", [{"lease": 0}, {"lease": -1.0}, {"budget": -1}, {"budget": math.nan}, {"lease": math.nan}])
+def test_senseless_options_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="lease must be above 0 seconds and budget not below 0"):
+        FlowExecutor(MemoryStorage(), **options)  # type: ignore[arg-type]
+
+
+def test_an_input_that_cannot_be_stored_writes_nothing() -> None:
+    storage = MemoryStorage()
+    with pytest.raises(NotEncodable, match=r"the input of execution 'n' cannot be stored: value\['x'\] is nan"):
+        FlowExecutor(storage).execute_sync(workflow, "n", {"x": math.nan})
+    assert storage.read("n") is None
+
+
+def test_a_commit_that_the_store_refuses_is_not_taken_for_done() -> None:
+    class Full(MemoryStorage):
+        full = True
+
+        def commit(self, record: Record, token: int, result: Result | None = None) -> None:
+            if self.full:
+                raise OSError("disk full")
+            super().commit(record, token, result)
+
+    storage, clock = Full(), FakeClock()
+    flow = FlowExecutor(storage, call=echo, clock=clock)
+    with pytest.raises(OSError, match="disk full"):
+        flow.execute_sync(workflow, "d", {"user_id": 123})
+    assert flow.execute_sync(workflow, "d") == {"paused": "d", "step": -1}
+    storage.full = False
+    clock.advance(120.0)
+    assert run_to_end(flow, workflow, "d")[-1] == RETURNED

@@ -1,0 +1,82 @@
+"""Where the hooks come from, and what is said when there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+import sequential.hooks
+from sequential import FlowExecutor, HookNotConfigured, install, tool
+from sequential.stores.memory import MemoryStorage
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Generator[None]:
+    with install():
+        yield
+
+
+def workflow() -> Generator[Any, Any, Any]:
+    return (yield tool("api", "user"))
+
+
+def test_no_call_hook_is_an_error_that_records_nothing() -> None:
+    flow = FlowExecutor(MemoryStorage())
+    with pytest.raises(HookNotConfigured) as caught:
+        flow.execute_sync(workflow, "h")
+    assert str(caught.value) == (
+        "tool api.user cannot be performed, because no call hook is configured: pass FlowExecutor(..., call=f), or "
+        "sequential.install(call=f), where f(category, name, input) performs a tool and returns its result"
+    )
+    status = flow.status_sync("h")
+    assert status is not None
+    assert (status.step, status.busy, status.status) == (0, False, "running")
+    install(call=lambda category, name, input: "now")
+    assert flow.execute_sync(workflow, "h") == {"paused": "h", "step": 0}
+    assert flow.execute_sync(workflow, "h") == "now"
+
+
+def test_the_executors_own_hooks_come_first() -> None:
+    rung: list[str] = []
+    install(call=lambda *_: "process", resume=lambda id: rung.append(f"process {id}"))
+    own = FlowExecutor(MemoryStorage(), call=lambda *_: "own", resume=lambda id: rung.append(f"own {id}"))
+    own.execute_sync(workflow, "a")
+    assert own.execute_sync(workflow, "a") == "own"
+    shared = FlowExecutor(MemoryStorage())
+    shared.execute_sync(workflow, "b")
+    assert shared.execute_sync(workflow, "b") == "process"
+    assert rung == ["own a", "process b"]
+
+
+def test_install_is_a_with_block_that_restores() -> None:
+    install(call=lambda *_: "outer", resume=print)
+    before = vars(sequential.hooks)["__call"], vars(sequential.hooks)["__resume"]
+    with install(call=lambda *_: "inner"):
+        assert vars(sequential.hooks)["__call"] is not before[0]
+        assert vars(sequential.hooks)["__resume"] is print
+    assert (vars(sequential.hooks)["__call"], vars(sequential.hooks)["__resume"]) == before
+
+
+def spelled_as_in_the_seeds(hook: Any) -> None:
+    sequential.hooks.__call = hook
+
+
+def test_the_literal_spelling_works_outside_of_classes() -> None:
+    spelled_as_in_the_seeds(lambda *_: "literal")
+    flow = FlowExecutor(MemoryStorage(), budget=1e9)
+    assert flow.execute_sync(workflow, "l") == "literal"
+
+
+def test_a_name_that_python_mangled_is_found_and_told() -> None:
+    class SomeClass:
+        def set_up(self) -> None:
+            sequential.hooks.__call = lambda *_: None  # type: ignore[attr-defined]
+
+    SomeClass().set_up()
+    try:
+        with pytest.raises(HookNotConfigured, match="found '_SomeClass__call': inside a class body Python renames __call"):
+            FlowExecutor(MemoryStorage()).execute_sync(workflow, "m")
+    finally:
+        del vars(sequential.hooks)["_SomeClass__call"]

@@ -1,0 +1,219 @@
+"""A lease is kept while a call outlasts a third of it, and only then."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Generator
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from sequential import FlowExecutor, tool
+from sequential.storage import Record, Result
+from sequential.stores.memory import MemoryStorage
+from sequential.stores.sqlite import SQLiteStorage
+from tests.support import AsyncJournal, PlainStorage
+
+LEASE = 0.06
+PATIENCE = 20.0
+
+
+class Watched(MemoryStorage):
+    """Counts renewals, which are commits that keep their token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renewals = 0
+        self.renewed = threading.Condition()
+        self.failing = False
+
+    def commit(self, record: Record, token: int, result: Result | None = None) -> None:
+        if record.token == token:
+            with self.renewed:
+                self.renewals += 1
+                self.renewed.notify_all()
+            if self.failing:
+                raise OSError("away")
+        super().commit(record, token, result)
+
+    def wait_for(self, renewals: int) -> None:
+        with self.renewed:
+            assert self.renewed.wait_for(lambda: self.renewals >= renewals, PATIENCE)
+
+
+def workflow() -> Generator[Any, Any, Any]:
+    yield tool("api", "one")
+    return (yield tool("api", "two"))
+
+
+def lease_threads() -> int:
+    return sum(thread.name == "sequential-lease" for thread in threading.enumerate())
+
+
+def wait_until_no_thread_is_left() -> None:
+    deadline = monotonic() + PATIENCE
+    while lease_threads():
+        assert monotonic() < deadline
+
+
+def blocking_call(storage: Watched, seen: list[Any]) -> Callable[..., Any]:
+    def call(category: str, name: str, input: Any) -> Any:
+        before = storage.read("l")
+        storage.wait_for(storage.renewals + 3)
+        after = storage.read("l")
+        assert before is not None
+        assert after is not None
+        seen.append((after.token - before.token, after.lease > before.lease))
+        return name
+
+    return call
+
+
+def test_a_blocking_call_is_covered_by_a_thread_which_ends_with_the_invocation() -> None:
+    storage, seen = Watched(), list[Any]()
+    flow = FlowExecutor(storage, call=blocking_call(storage, seen), lease=LEASE, budget=1e9)
+    assert flow.execute_sync(workflow, "l") == "two"
+    assert seen == [(0, True)] * 2
+    wait_until_no_thread_is_left()
+
+
+def test_a_blocking_call_under_an_event_loop_is_covered_too() -> None:
+    storage, seen = Watched(), list[Any]()
+    flow = FlowExecutor(storage, call=blocking_call(storage, seen), lease=LEASE, budget=1e9)
+    assert asyncio.run(flow.execute(workflow, "l")) == "two"
+    assert seen == [(0, True)] * 2
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("disguised", [False, True])
+def test_an_awaited_call_is_covered_by_the_event_loop(asynchronous: bool, disguised: bool) -> None:
+    watched = Watched()
+    storage = AsyncJournal(watched) if asynchronous else watched
+    threads: list[int] = []
+    wait_until_no_thread_is_left()
+
+    async def call(category: str, name: str, input: Any) -> Any:
+        threads.append(lease_threads())
+        renewals, deadline = watched.renewals, monotonic() + PATIENCE
+        while watched.renewals < renewals + 3:
+            assert monotonic() < deadline
+            await asyncio.sleep(0.001)
+        return name
+
+    def looks_plain(category: str, name: str, input: Any) -> Any:
+        return call(category, name, input)
+
+    flow = FlowExecutor(storage, call=looks_plain if disguised else call, lease=LEASE, budget=1e9)
+    assert asyncio.run(flow.execute(workflow, "l")) == "two"
+    assert threads == [int(disguised)] * 2
+
+
+def test_nothing_is_renewed_after_a_call_and_nothing_during_a_short_one() -> None:
+    storage = Watched()
+    flow = FlowExecutor(storage, call=lambda *_: "at once")
+    flow.execute_sync(workflow, "l")
+    assert storage.renewals == 0
+    record = storage.read("l")
+    assert record is not None
+    assert record.lease == 0.0
+
+
+def test_a_renewal_that_fails_is_tried_again() -> None:
+    storage, seen = Watched(), list[Any]()
+    storage.failing = True
+    flow = FlowExecutor(storage, call=lambda *_: storage.wait_for(3), lease=LEASE)
+    assert flow.execute_sync(workflow, "l") == {"paused": "l", "step": 0}
+
+    async def call(category: str, name: str, input: Any) -> Any:
+        await asyncio.to_thread(storage.wait_for, storage.renewals + 3)
+
+    assert asyncio.run(FlowExecutor(storage, call=call, lease=LEASE).execute(workflow, "m")) == {"paused": "m", "step": 0}
+    assert seen == []
+
+
+def test_a_thread_leaves_an_async_store_to_its_loop() -> None:
+    """A blocking call under an async store cannot be covered; it must not disturb the store either."""
+    tried = threading.Event()
+
+    class Touchy(AsyncJournal):
+        async def commit(self, record: Record, token: int, result: Result | None = None) -> None:
+            assert threading.current_thread() is threading.main_thread()
+            await super().commit(record, token, result)
+
+    class Noting(Touchy):
+        def commit(self, record: Record, token: int, result: Result | None = None) -> Any:  # type: ignore[override]
+            if record.token == token:
+                tried.set()
+            return super().commit(record, token, result)
+
+    def call(category: str, name: str, input: Any) -> Any:
+        assert tried.wait(PATIENCE)
+
+    flow = FlowExecutor(Noting(), call=call, lease=LEASE)
+    assert asyncio.run(flow.execute(workflow, "t")) == {"paused": "t", "step": 0}
+
+
+def test_a_renewal_in_flight_is_waited_for() -> None:
+    writing, go_on = threading.Event(), threading.Event()
+
+    class Slow(Watched):
+        def commit(self, record: Record, token: int, result: Result | None = None) -> None:
+            if record.token == token:
+                writing.set()
+                assert go_on.wait(PATIENCE)
+            else:
+                assert not writing.is_set() or go_on.is_set()
+            super().commit(record, token, result)
+
+    def call(category: str, name: str, input: Any) -> None:
+        assert writing.wait(PATIENCE)
+        threading.Timer(0.05, go_on.set).start()
+
+    assert FlowExecutor(Slow(), call=call, lease=LEASE).execute_sync(workflow, "w") == {"paused": "w", "step": 0}
+
+
+def test_where_there_are_no_threads_a_call_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert FlowExecutor(MemoryStorage(), call=lambda *_: 1).execute_sync(workflow, "n") == {"paused": "n", "step": 0}
+
+
+def test_a_plain_storage_has_no_lease_to_keep() -> None:
+    counts: list[int] = []
+    wait_until_no_thread_is_left()
+
+    async def call(category: str, name: str, input: Any) -> None:
+        counts.append(lease_threads())
+
+    FlowExecutor(PlainStorage(), call=lambda *_: counts.append(lease_threads())).execute_sync(workflow, "p")
+    asyncio.run(FlowExecutor(PlainStorage(), call=call).execute(workflow, "p"))
+    assert counts == [0] * 2
+
+
+def test_a_slow_tool_outlives_its_lease_and_is_not_run_twice(tmp_path: Any) -> None:
+    calls: list[str] = []
+    outcomes: list[Any] = []
+    storage = SQLiteStorage(tmp_path / "flows.db")
+    other = SQLiteStorage(tmp_path / "flows.db")
+
+    def call(category: str, name: str, input: Any) -> str:
+        calls.append(name)
+        leases, deadline = set[float](), monotonic() + PATIENCE
+        while len(leases) < 6:
+            assert monotonic() < deadline
+            record = other.read("s")
+            assert record is not None
+            if record.lease not in leases:
+                leases.add(record.lease)
+                outcomes.append(FlowExecutor(other, call=call, lease=0.3).execute_sync(workflow, "s"))
+        return name
+
+    assert FlowExecutor(storage, call=call, lease=0.3).execute_sync(workflow, "s") == {"paused": "s", "step": 0}
+    assert calls == ["one"]
+    assert [outcome.reason for outcome in outcomes] == ["busy"] * 6
+    storage.close()
+    other.close()
