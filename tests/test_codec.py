@@ -48,7 +48,10 @@ def nested(depth: int) -> Any:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        ({"a": [1, {"b": {2}}]}, "value['a'][1]['b'] is a set, and JSON has dict, list, str, int, float, bool and None only"),
+        (
+            {"a": [1, {"b": {2}}]},
+            "value['a'][1]['b'] is a set, and JSON has dict, list, str, int, float, bool and None only",
+        ),
         (object(), "value is a object, and JSON has"),
         ([1.5, math.nan], "value[1] is nan, which JSON cannot express"),
         (-math.inf, "value is -inf, which JSON cannot express"),

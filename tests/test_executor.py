@@ -219,11 +219,39 @@ def test_an_exception_of_the_workflow_parks_it_until_it_is_mended() -> None:
             flow.resume_sync("f")
         status = flow.status_sync("f")
         assert status is not None
-        assert (status.status, status.step, status.due, status.error) == ("failed", 1, None, "ValueError: not yet \\ud800")
+        assert (status.status, status.step, status.due, status.error) == (
+            "failed",
+            1,
+            None,
+            "ValueError: not yet \\ud800",
+        )
     clock.advance(1e6)
     assert flow.sweep_sync() == rung == []
     broken = False
     assert flow.resume_sync("f") == {"n": 1}
+
+
+def test_an_exception_in_the_middle_of_a_replay_parks_it_too() -> None:
+    broken = False
+
+    def fragile() -> Flow:
+        first = yield tool("api", "one", {"n": 1})
+        if broken:
+            raise ValueError("of a bad deployment")
+        second = yield tool("api", "two", {"n": 2})
+        return [first, second]
+
+    flow = FlowExecutor(MemoryStorage(), call=echo)
+    for _ in range(2):
+        flow.execute_sync(fragile, "f")
+    broken = True
+    with pytest.raises(ValueError, match="bad deployment"):
+        flow.execute_sync(fragile, "f")
+    status = flow.status_sync("f")
+    assert status is not None
+    assert (status.status, status.step) == ("failed", 2)
+    broken = False
+    assert flow.execute_sync(fragile, "f") == [{"n": 1}, {"n": 2}]
 
 
 def test_replay_of_another_tool_is_refused_and_loses_nothing() -> None:
@@ -246,7 +274,12 @@ def test_replay_of_another_tool_is_refused_and_loses_nothing() -> None:
     for asked, shown in (("other", "tool api.other"), ("save", "save"), ("return", "return")):
         with pytest.raises(Diverged) as caught:
             flow.resume_sync("d")
-        assert (caught.value.id, caught.value.step, caught.value.recorded, caught.value.asked) == ("d", 0, "tool api.first", shown)
+        assert (caught.value.id, caught.value.step, caught.value.recorded, caught.value.asked) == (
+            "d",
+            0,
+            "tool api.first",
+            shown,
+        )
         status = flow.status_sync("d")
         assert status is not None
         assert (status.status, status.step, status.due) == ("diverged", 1, None)
@@ -406,7 +439,11 @@ def test_a_finished_execution_is_deleted_or_kept_with_its_value() -> None:
     )
     flow.execute_sync(workflow, "x", {"user_id": 123})
     assert flow.resume_sync("x") == RETURNED
-    for outcome in (flow.resume_sync("x"), flow.execute_sync(workflow, "x"), flow.execute_sync(workflow, "x", {"user_id": 123})):
+    for outcome in (
+        flow.resume_sync("x"),
+        flow.execute_sync(workflow, "x"),
+        flow.execute_sync(workflow, "x", {"user_id": 123}),
+    ):
         assert outcome == RETURNED
     with pytest.raises(IdInUse):
         flow.execute_sync(workflow, "x", {"user_id": 124})
@@ -580,7 +617,11 @@ def test_the_sweep_rings_what_is_late_with_backoff_and_parks_what_is_stuck() -> 
 def test_the_sweep_takes_over_from_the_dead_and_two_sweeps_ring_once() -> None:
     storage, clock, rung = MemoryStorage(), FakeClock(), list[str]()
     flow = FlowExecutor(storage, call=echo, resume=rung.append, clock=clock, workflows=[workflow])
-    stored, _ = storage.claim(Record("z", "r", 1, 0, "running", "workflow", b'{"user_id":123}', 0, clock.now, clock.now + 120), clock.now, True)
+    stored, _ = storage.claim(
+        Record("z", "r", 1, 0, "running", "workflow", b'{"user_id":123}', 0, clock.now, clock.now + 120),
+        clock.now,
+        True,
+    )
     assert stored is not None
     clock.advance(119.0)
     assert flow.sweep_sync() == []
@@ -627,9 +668,7 @@ def test_a_failing_resume_hook_fails_nothing_and_is_told(caplog: pytest.LogCaptu
 
 def test_everything_that_happens_is_told_in_order() -> None:
     events: list[Event] = []
-    flow = FlowExecutor(
-        MemoryStorage(), call=echo, resume=lambda id: None, observe=events.append, workflows=[workflow]
-    )
+    flow = FlowExecutor(MemoryStorage(), call=echo, resume=lambda id: None, observe=events.append, workflows=[workflow])
     for _ in range(2):
         flow.execute_sync(workflow, "o", {"user_id": 1})
     assert [(event.kind, event.step, event.detail) for event in events] == [
@@ -658,7 +697,10 @@ def test_an_observer_that_raises_harms_nothing(caplog: pytest.LogCaptureFixture)
 
     flow = FlowExecutor(MemoryStorage(), call=echo, observe=observe)
     assert flow.execute_sync(workflow, "o", {"user_id": 1}) == {"paused": "o", "step": 0}
-    assert caplog.records[0].getMessage() == "the observer raised at 'claimed': execution 'o', step 0: RuntimeError('claimed')"
+    assert (
+        caplog.records[0].getMessage()
+        == "the observer raised at 'claimed': execution 'o', step 0: RuntimeError('claimed')"
+    )
 
 
 def test_finally_runs_at_every_pause() -> None:
@@ -827,7 +869,9 @@ def test_a_plain_storage_that_answers_nonsense_is_named() -> None:
     with pytest.raises(TypeError, match=r"Nonsense.get\('n'\) returned 5, not \{'step': int\} or None"):
         flow.execute_sync(workflow, "n", {"user_id": 1})
     Nonsense.answer = {"step": 1}
-    with pytest.raises(NotEncodable, match=r"what Nonsense.get_result\('n', 0\) returned cannot be stored: value is a set"):
+    with pytest.raises(
+        NotEncodable, match=r"what Nonsense.get_result\('n', 0\) returned cannot be stored: value is a set"
+    ):
         flow.execute_sync(workflow, "n", {"user_id": 1})
 
 
@@ -901,10 +945,15 @@ def test_an_id_that_no_store_could_carry_is_refused(id: Any) -> None:
 
 @pytest.mark.parametrize("id", ["x" * 200, "a.b:c@d~e-f_G9", "...", "-", "0"])
 def test_an_id_that_every_store_can_carry_is_taken(id: str) -> None:
-    assert FlowExecutor(MemoryStorage(), call=echo).execute_sync(workflow, id, {"user_id": 1}) == {"paused": id, "step": 0}
+    assert FlowExecutor(MemoryStorage(), call=echo).execute_sync(workflow, id, {"user_id": 1}) == {
+        "paused": id,
+        "step": 0,
+    }
 
 
-@pytest.mark.parametrize("options", [{"lease": 0}, {"lease": -1.0}, {"budget": -1}, {"budget": math.nan}, {"lease": math.nan}])
+@pytest.mark.parametrize(
+    "options", [{"lease": 0}, {"lease": -1.0}, {"budget": -1}, {"budget": math.nan}, {"lease": math.nan}]
+)
 def test_senseless_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="lease must be above 0 seconds and budget not below 0"):
         FlowExecutor(MemoryStorage(), **options)  # type: ignore[arg-type]

@@ -76,7 +76,9 @@ def test_a_name_that_python_mangled_is_found_and_told() -> None:
 
     SomeClass().set_up()
     try:
-        with pytest.raises(HookNotConfigured, match="found '_SomeClass__call': inside a class body Python renames __call"):
+        with pytest.raises(
+            HookNotConfigured, match="found '_SomeClass__call': inside a class body Python renames __call"
+        ):
             FlowExecutor(MemoryStorage()).execute_sync(workflow, "m")
     finally:
         del vars(sequential.hooks)["_SomeClass__call"]

@@ -129,7 +129,10 @@ def test_a_renewal_that_fails_is_tried_again() -> None:
     async def call(category: str, name: str, input: Any) -> Any:
         await asyncio.to_thread(storage.wait_for, storage.renewals + 3)
 
-    assert asyncio.run(FlowExecutor(storage, call=call, lease=LEASE).execute(workflow, "m")) == {"paused": "m", "step": 0}
+    assert asyncio.run(FlowExecutor(storage, call=call, lease=LEASE).execute(workflow, "m")) == {
+        "paused": "m",
+        "step": 0,
+    }
     assert seen == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import pkgutil
 import subprocess
 import sys
@@ -28,12 +29,15 @@ HEAVY = {
 def loaded_by(statement: str) -> set[str]:
     """What a fresh interpreter has loaded after a statement, and had not before."""
     code = f"import sys; before = set(sys.modules); {statement}; import json; print(json.dumps(sorted(set(sys.modules) - before)))"
-    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=bare).stdout
     return set(json.loads(output))
 
 
 def test_all_names_are_exported_and_no_other() -> None:
-    public = {name for name, value in vars(sequential).items() if not name.startswith("_") and not hasattr(value, "__path__")}
+    public = {
+        name for name, value in vars(sequential).items() if not name.startswith("_") and not hasattr(value, "__path__")
+    }
     modules = {name for name in public if type(getattr(sequential, name)) is type(sequential)}
     assert public - modules == set(sequential.__all__)
     assert sequential.__all__ == sorted(sequential.__all__, key=lambda name: (not name[0].isupper(), name))
@@ -44,7 +48,9 @@ def test_all_names_are_exported_and_no_other() -> None:
 def test_every_error_is_a_sequential_error_in_the_drawn_tree() -> None:
     from sequential import errors
 
-    leaves = [value for value in vars(errors).values() if isinstance(value, type) and value is not errors.SequentialError]
+    leaves = [
+        value for value in vars(errors).values() if isinstance(value, type) and value is not errors.SequentialError
+    ]
     assert all(issubclass(leaf, errors.SequentialError) and leaf.__name__ in sequential.__all__ for leaf in leaves)
     assert errors.__doc__ is not None
     drawn = [line.split()[1] for line in errors.__doc__.splitlines() if line.strip().startswith(("|-", "`-"))]
@@ -82,7 +88,12 @@ def test_imports_run_downwards_only(module: str) -> None:
     assert set(order) == CORE
     below = set(order[: order.index(module)])
     tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-    relative = {node.module or name.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level for name in node.names}
+    relative = {
+        node.module or name.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
+        for name in node.names
+    }
     assert relative <= below
 
 
@@ -107,5 +118,8 @@ def test_the_core_stays_small_enough_to_read() -> None:
             for node in ast.walk(tree)
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         )
-        code = sum(1 for line in path.read_text().splitlines() if line.strip() and not line.strip().startswith("#")) - docstrings
+        code = (
+            sum(1 for line in path.read_text().splitlines() if line.strip() and not line.strip().startswith("#"))
+            - docstrings
+        )
         assert code <= (250 if path.stem in CORE else 360), path

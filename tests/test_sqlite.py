@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -71,7 +72,9 @@ def test_it_lives_beside_the_users_own_tables(path: Path, storage: SQLiteStorage
 def test_results_can_be_read_by_sql(path: Path, storage: SQLiteStorage) -> None:
     FlowExecutor(storage, call=echo, retain=True, budget=1e9).execute_sync(workflow, "w")
     connection = sqlite3.connect(path)
-    rows = connection.execute("SELECT id, result_step, asked, CAST(data AS TEXT) FROM sequential_steps ORDER BY 2").fetchall()
+    rows = connection.execute(
+        "SELECT id, result_step, asked, CAST(data AS TEXT) FROM sequential_steps ORDER BY 2"
+    ).fetchall()
     connection.close()
     assert rows == [("w", 0, "tool api.one", "{}"), ("w", 1, "tool api.two", '{"n":2}'), ("w", 2, "return", '{"n":2}')]
 
@@ -187,7 +190,9 @@ class TestWrongFiles:
 
     def test_a_directory_that_does_not_exist(self, tmp_path: Path) -> None:
         storage = SQLiteStorage(tmp_path / "nowhere" / "flows.db")
-        with pytest.raises(StorageError, match=r"nowhere/flows.db: unable to open database file \(SQLITE_CANTOPEN\): it can"):
+        with pytest.raises(
+            StorageError, match=r"nowhere/flows.db: unable to open database file \(SQLITE_CANTOPEN\): it can"
+        ):
             FlowExecutor(storage, call=echo).execute_sync(workflow, "w")
 
     def test_a_file_that_another_holds_locked(self, path: Path) -> None:
@@ -195,7 +200,9 @@ class TestWrongFiles:
         holder = sqlite3.connect(path, isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
         storage = SQLiteStorage(path, timeout=0.01)
-        with pytest.raises(StorageError, match=r"flows.db: database is locked \(SQLITE_BUSY\): another process holds it"):
+        with pytest.raises(
+            StorageError, match=r"flows.db: database is locked \(SQLITE_BUSY\): another process holds it"
+        ):
             FlowExecutor(storage, call=echo).execute_sync(workflow, "one")
         assert storage.read("one") == record(lease=0.0)
         holder.execute("ROLLBACK")
@@ -207,7 +214,9 @@ class TestWrongFiles:
         storage.claim(record(lease=0.0), 0.0, True)
         assert storage._connection is not None
         storage._connection.execute("PRAGMA query_only = ON")
-        with pytest.raises(StorageError, match="attempt to write a readonly database .*: it cannot be written: check the perm"):
+        with pytest.raises(
+            StorageError, match="attempt to write a readonly database .*: it cannot be written: check the perm"
+        ):
             FlowExecutor(storage, call=echo).execute_sync(workflow, "one")
         assert storage.read("one") == record(lease=0.0)
 
@@ -217,15 +226,17 @@ class TestWrongFiles:
         assert storage._connection is not None
         pages = storage._connection.execute("PRAGMA page_count").fetchone()[0]
         storage._connection.execute(f"PRAGMA max_page_count = {pages}")
-        for size in (200_000, 2_000_000):
-            flow = FlowExecutor(storage, call=lambda *_: "x" * size)  # noqa: B023
-            with pytest.raises(StorageError, match=r"flows.db: database or disk is full \(SQLITE_FULL\): the disk is full"):
+        for size, budget in ((200_000, 0.0), (2_000_000, 0.0), (200_000, 1e9)):
+            flow = FlowExecutor(storage, call=lambda *_: "x" * size, budget=budget)  # noqa: B023
+            with pytest.raises(
+                StorageError, match=r"flows.db: database or disk is full \(SQLITE_FULL\): the disk is full"
+            ):
                 flow.execute_sync(workflow, "w")
         status = flow.status_sync("w")
         assert status is not None
         assert (status.step, status.busy) == (1, False)
         storage._connection.execute("PRAGMA max_page_count = 100000")
-        assert flow.execute_sync(workflow, "w") == {"paused": "w", "step": 1}
+        assert flow.execute_sync(workflow, "w") == "x" * 200_000
 
     def test_a_result_larger_than_sqlite_allows(self, storage: SQLiteStorage) -> None:
         storage.read("open it")
@@ -241,7 +252,9 @@ class TestWrongFiles:
         with sqlite3.connect(path) as connection:
             connection.execute("UPDATE sequential_schema SET version = 9")
         connection.close()
-        with pytest.raises(StorageError, match="its tables are of version 9, this release knows 1: upgrade sequential-flow"):
+        with pytest.raises(
+            StorageError, match="its tables are of version 9, this release knows 1: upgrade sequential-flow"
+        ):
             storage.read("one")
 
 
@@ -291,6 +304,23 @@ def test_many_processes_open_a_new_file_at_once(path: Path) -> None:
     assert [process.communicate()[0] for process in processes] == ["None\n"] * 8
 
 
+def test_a_file_that_another_is_just_opening_is_waited_for() -> None:
+    class Contended:
+        refusals = 3
+
+        def execute(self, statement: str) -> None:
+            assert statement == "PRAGMA journal_mode = WAL"
+            if self.refusals:
+                self.refusals -= 1
+                error = sqlite3.OperationalError("database is locked")
+                error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+                raise error
+
+    contended: Any = Contended()
+    sqlite._switch_to_wal(contended, timeout=20.0)
+    assert contended.refusals == 0
+
+
 def test_a_file_that_stays_locked_while_it_is_opened_is_given_up(path: Path) -> None:
     with sqlite3.connect(path) as holder:
         holder.execute("CREATE TABLE mine (value)")
@@ -313,7 +343,9 @@ class TestOwners:
             print("held", flush=True)
             sys.stdin.read()
         """
-        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         return process
@@ -325,8 +357,9 @@ class TestOwners:
             assert storage.due(500.0, 5) == []
             process.send_signal(signal.SIGKILL)
             # Not yet waited for, it is a zombie: dead, though it has its number still.
+            deadline = monotonic() + 20.0
             while storage.due(500.0, 5) == []:
-                pass
+                assert monotonic() < deadline
             process.wait()
             assert storage.due(500.0, 5) == [record()]
             assert storage.claim(record(lease=2000.0), 500.0, False) == (record(token=2, lease=2000.0), True)

@@ -60,4 +60,3 @@ class TestPlain(StorageTests):
 class TestAsyncPlain(StorageTests):
     def make(self) -> Any:
         return AsyncPlainStorage()
-

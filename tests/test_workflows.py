@@ -42,7 +42,10 @@ def needs_keyword(input: Any, *, other: Any) -> Flow:
     ("wrong", "text"),
     [
         (good({}), "is a generator that already began: give the function, `good`, and its input apart"),
-        (async_generator, "async_generator is an async generator: write `def`, and `yield tool(...)` instead of `await`"),
+        (
+            async_generator,
+            "async_generator is an async generator: write `def`, and `yield tool(...)` instead of `await`",
+        ),
         (coroutine_function, "coroutine_function is an async function: write `def`, and `yield tool(...)` instead of"),
         (no_yield, "no_yield has no yield, so it is no workflow: `yield tool(...)` where it calls something"),
         (two_arguments, "two_arguments needs more than one argument: a workflow takes one, its input"),

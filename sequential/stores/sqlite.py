@@ -338,8 +338,7 @@ def _after_fork() -> None:
         storage._forget_connection()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_after_fork)  # where there is fork
 
 
 def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> None:

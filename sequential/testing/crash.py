@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from itertools import count
 from typing import Any, NamedTuple
 
 from ..executor import FlowExecutor
@@ -56,10 +55,11 @@ async def count_crash_points(workflow: Workflow[Any], input: Any, call: Call | N
     """Do what `crash_points` does, in the event loop that runs."""
     points = 0
     for budget in (0.0, math.inf):
-        expected = await _run(workflow, input, call, storage, budget=budget)
-        for point in count():
+        expected, point, died = await _run(workflow, input, call, storage, budget=budget), 0, True
+        while died:
             found = await _run(workflow, input, call, storage, budget=budget, point=point)
             where = f"after the process died {found.place or 'nowhere'} (point {point}, budget {budget})"
+            assert not found.changed, f"{where}, a tool was asked for with other input than before: {found.changed}"
             assert found.outcome == expected.outcome, (
                 f"{where}, the workflow {found.outcome!r} instead of {expected.outcome!r}: "
                 f"let it depend on nothing but its input and the results of its steps"
@@ -68,10 +68,8 @@ async def count_crash_points(workflow: Workflow[Any], input: Any, call: Call | N
                 f"{where}, {found.recorded!r} was recorded instead of {expected.recorded!r}: "
                 f"the storage does not commit atomically, or lets a writer commit who was fenced off"
             )
-            assert not found.changed, f"{where}, a tool was asked for with other input than before: {found.changed}"
-            if found.place is None:
-                break
-            points += 1
+            died = found.place is not None
+            points, point = points + died, point + 1
     return points
 
 
@@ -83,7 +81,7 @@ class _Run(NamedTuple):
     """How a run ended."""
 
     outcome: tuple[str, Any]
-    recorded: list[tuple[int, str]]
+    recorded: list[Any]
     place: str | None
     changed: list[str]
 
@@ -205,6 +203,8 @@ async def _run(
         except _Death:
             process.dead = False
             clock.advance(1000.0)  # the lease of the dead one ends
+            if mortal is not None:
+                await flow.sweep()
             continue
         except Exception as error:
             outcome = ("raised", f"{type(error).__name__}: {error}".replace(id, "..."))
@@ -214,4 +214,9 @@ async def _run(
             break
     else:
         raise AssertionError(f"the workflow did not end within {_INVOCATIONS} invocations")
-    return _Run(outcome, mortal.recorded if mortal else [], process.place, changed)
+    process.left = None
+    recorded = list[Any]()
+    if mortal is not None and await flow.status(id) is not None:
+        recorded = [mortal.recorded, [(step["asked"], step["result"]) for step in await flow.history(id)]]
+    await flow.delete(id)
+    return _Run(outcome, recorded, process.place, changed)

@@ -1,0 +1,142 @@
+"""What users' type checkers infer: mypy and pyright check this file, and nothing in it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, assert_type
+
+from sequential import (
+    Current,
+    Event,
+    FlowExecutor,
+    Paused,
+    Status,
+    current,
+    install,
+    save,
+    tool,
+    version,
+)
+from sequential.storage import Journal, Record, Result, Storage, journal_for
+from sequential.stores.memory import MemoryStorage
+from sequential.stores.sqlite import SQLiteStorage
+from sequential.testing import FakeClock, JournalTests, StorageTests, crash_points
+
+
+def returns_int(input: dict[str, int]) -> Generator[Any, Any, int]:
+    user = yield tool("api", "user", {"id": input["id"]})
+    yield save()
+    yield {"__tool": ["api", "posts", {}]}
+    number = yield version()
+    return int(user["id"]) + int(number)
+
+
+def returns_text() -> Generator[dict[str, Any], Any, str]:
+    yield tool("api", "now")
+    return "text"
+
+
+class Mine:
+    def get(self, id: str) -> dict[str, int] | None: ...
+
+    def set(self, id: str, state: dict[str, int]) -> None: ...
+
+    def delete(self, id: str) -> None: ...
+
+    def get_result(self, id: str, step: int) -> Any: ...
+
+    def set_result(self, id: str, step: int, data: Any) -> None: ...
+
+
+class MineAsync:
+    async def get(self, id: str) -> dict[str, int] | None: ...
+
+    async def set(self, id: str, state: dict[str, int]) -> None: ...
+
+    async def delete(self, id: str) -> None: ...
+
+    async def get_result(self, id: str, step: int) -> Any: ...
+
+    async def set_result(self, id: str, step: int, data: Any) -> None: ...
+
+
+async def call_async(category: str, name: str, input: Any) -> Any: ...
+
+
+def call(category: str, name: str, input: Any) -> Any: ...
+
+
+async def resume_async(id: str) -> None: ...
+
+
+def observe(event: Event) -> None:
+    assert_type(event.kind, str)
+    assert_type(event.error, BaseException | None)
+
+
+def blocking(flow: FlowExecutor) -> None:
+    outcome = flow.execute_sync(returns_int, "id", {"id": 1})
+    assert_type(outcome, int | Paused)
+    if isinstance(outcome, Paused):
+        assert_type(outcome.reason, str)
+        assert_type(outcome["step"], Any)
+    else:
+        assert_type(outcome, int)
+    assert_type(flow.execute_sync(returns_text), str | Paused)
+    assert_type(flow.start_sync(returns_int, {"id": 1}, id="id"), str)
+    assert_type(flow.status_sync("id"), Status | None)
+    assert_type(flow.history_sync("id"), list[dict[str, Any]])
+    assert_type(flow.sweep_sync(limit=5), list[str])
+    flow.delete_sync("id")
+    flow.execute_sync(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    flow.status_sync(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    flow.sweep_sync(limit="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def awaited(flow: FlowExecutor) -> None:
+    assert_type(await flow.execute(returns_int, "id", {"id": 1}), int | Paused)
+    assert_type(await flow.execute(workflow=returns_text, id=None), str | Paused)
+    assert_type(await flow.start(returns_int), str)
+    assert_type(await flow.status("id"), Status | None)
+    assert_type(await flow.history("id"), list[dict[str, Any]])
+    assert_type(await flow.sweep(), list[str])
+    await flow.resume("id")
+    await flow.delete("id")
+
+
+def constructed() -> None:
+    FlowExecutor(MemoryStorage(), call=call, resume=print, workflows=[returns_int, returns_text])
+    FlowExecutor(SQLiteStorage("file"), call=call_async, resume=resume_async, observe=observe, clock=FakeClock())
+    FlowExecutor(Mine(), budget=5, lease=60, retain=False, version=3)
+    FlowExecutor(MineAsync())
+    FlowExecutor(object())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    FlowExecutor(MemoryStorage(), call=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    FlowExecutor(MemoryStorage(), observe=call)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    SQLiteStorage("file", synchronous="OFF")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    storage: Storage = MemoryStorage()
+    assert_type(journal_for(storage), Journal)
+    assert_type(Record("id", "run").rings_at, float | None)
+    assert_type(Result(0).data, bytes)
+
+
+def tested() -> None:
+    assert_type(crash_points(returns_int, {"id": 1}, call=call_async, storage=MineAsync()), int)
+
+    class Conforming(StorageTests):
+        def make(self) -> Mine:
+            return Mine()
+
+    class ConformingLater(JournalTests):
+        async def make(self) -> Journal:
+            return MemoryStorage()
+
+    Conforming()
+    ConformingLater()
+
+
+def hooks() -> None:
+    install(call=call)
+    with install(resume=resume_async) as installed:
+        assert_type(installed, install)
+    assert_type(current(), Current)
+    assert_type(current().key, str)
