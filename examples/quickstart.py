@@ -129,7 +129,7 @@ class World(ThreadingHTTPServer):
         """Hand an execution over to the next invocation."""
         send(f"{self.url}/resume/{id}", {})
 
-    def answer(self, path: str, body: Any, key: str | None) -> tuple[int, Any]:
+    def answer(self, path: str, key: str | None) -> tuple[int, Any]:
         """Answer a request to the API."""
         self.requests += 1
         if self.requests == self.kill_at and self.function is not None:
@@ -145,21 +145,25 @@ class World(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     """Passes requests on to the world."""
 
-    server: World
+    @property
+    def world(self) -> World:
+        """Return the server that this request came to."""
+        assert isinstance(self.server, World)
+        return self.server
 
     def do_GET(self) -> None:
         """Answer from the API."""
-        self.reply(*self.server.answer(self.path, None, None))
+        self.reply(*self.world.answer(self.path, None))
 
     def do_POST(self) -> None:
         """Publish, or start a function."""
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.rfile.read(int(self.headers["Content-Length"]))
         if self.path.startswith("/resume/"):
             id = self.path.removeprefix("/resume/")
-            threading.Thread(target=self.server.start_function, args=(id,), daemon=True).start()
+            threading.Thread(target=self.world.start_function, args=(id,), daemon=True).start()
             self.reply(202, {"accepted": id})
         else:
-            self.reply(*self.server.answer(self.path, body, self.headers["Idempotency-Key"]))
+            self.reply(*self.world.answer(self.path, self.headers["Idempotency-Key"]))
 
     def reply(self, status: int, body: Any) -> None:
         """Send a JSON answer; nobody may be there any more to receive it."""

@@ -4,15 +4,17 @@ A value is never held longer than it is needed, because a single result may be a
 the memory: the caller hands its only reference over, and both directions let go of it half-way.
 """
 
-from __future__ import annotations
-
-import json.encoder
 from collections.abc import Callable, Iterable
-from json.decoder import JSONDecoder
-from json.encoder import JSONEncoder, encode_basestring
+from functools import cache
 from math import isfinite
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from zlib import crc32
+
+if TYPE_CHECKING:
+    from json.decoder import JSONDecoder
+    from json.encoder import JSONEncoder
+
+_Encode = Callable[[Any, int], Iterable[str]]
 
 _LARGE = 1 << 20
 """Characters from which a value is encoded piecewise: below it, twice the text is no burden to anyone."""
@@ -47,9 +49,9 @@ class JSONCodec:
         """
         try:
             if not _is_large(value):
-                return "".join(_encode(value, 0)).encode()
+                return "".join(_json()[2](value, 0)).encode()
             # In one go a large text would stand in memory three times; in pieces, never more than twice.
-            pieces = list(_ENCODER.iterencode(value))
+            pieces = list(_json()[0].iterencode(value))
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(_find_fault(value) or str(error)) from None
         del value
@@ -63,14 +65,15 @@ class JSONCodec:
         """Decode `data`."""
         text = data.decode()
         del data
-        value, end = _DECODER.raw_decode(text)
-        return value if end == len(text) else _DECODER.decode(text)
+        decoder = _json()[1]
+        value, end = decoder.raw_decode(text)
+        return value if end == len(text) else decoder.decode(text)
 
 
 def fingerprint(value: Any) -> int | None:
     """Return a number that tells one tool input from another, or ``None`` where JSON cannot express it."""
     try:
-        return crc32("".join(_encode_sorted(value, 0)).encode())
+        return crc32("".join(_json()[3](value, 0)).encode())
     except (TypeError, ValueError, RecursionError):
         return None
 
@@ -124,21 +127,28 @@ def _find_fault(value: Any) -> str | None:  # noqa: C901, PLR0911 - a table of k
     return None
 
 
+@cache
+def _json() -> tuple["JSONEncoder", "JSONDecoder", "_Encode", "_Encode"]:
+    """Return what encodes and decodes; made at the first use, for importing `json` takes a tenth of all our import."""
+    from json.decoder import JSONDecoder  # noqa: PLC0415
+    from json.encoder import JSONEncoder  # noqa: PLC0415
+
+    encoder = JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    sorting = JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
+    return encoder, JSONDecoder(parse_constant=_refuse), _prepare(encoder), _prepare(sorting)
+
+
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _prepare(encoder: JSONEncoder) -> Callable[[Any, int], Iterable[str]]:
+def _prepare(encoder: "JSONEncoder") -> "_Encode":
     """Return what `encoder` does for each value, made once: making it anew takes longer than encoding a small value."""
+    import json.encoder  # noqa: PLC0415
+
     try:
         return json.encoder.c_make_encoder(  # type: ignore[attr-defined, no-any-return]
-            None, encoder.default, encode_basestring, None, ":", ",", encoder.sort_keys, False, encoder.allow_nan
+            None, encoder.default, json.encoder.encode_basestring, None, ":", ",", encoder.sort_keys, False, False
         )
     except TypeError:  # an interpreter without it, or with another
         return lambda value, _: encoder.iterencode(value)
-
-
-_ENCODER = JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-_DECODER = JSONDecoder(parse_constant=_refuse)
-_encode = _prepare(_ENCODER)
-_encode_sorted = _prepare(JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True))

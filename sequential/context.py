@@ -1,7 +1,5 @@
 """What a tool may know about the step it is called for."""
 
-from __future__ import annotations
-
 from contextvars import ContextVar
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The executor: claim an execution, have one invocation of it run, tell how executions stand, ring the late ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from time import time
 from typing import Any, NamedTuple, TypeVar

@@ -4,8 +4,6 @@ It begins when the lease is taken, and ends when the workflow does, when its bud
 Whatever happens to it in between, the record in the store tells the next one where to go on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn

@@ -8,9 +8,9 @@ the event loop does, and no thread is needed.
 from __future__ import annotations
 
 import sys
+from _thread import LockType, allocate_lock, start_new_thread  # `threading` takes longer to import than all of this
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from threading import Event, Lock, Thread
 from typing import Any, TypeVar
 
 from .blocking import is_async, needs_event_loop
@@ -35,16 +35,17 @@ class Lease:
         self._renew = renew
         self._every = length / 3
         self._held: Record | None = None
-        self._renewing = Lock()
-        self._end: Event | None = None
+        self._renewing = allocate_lock()
+        self._end: LockType | None = None
 
     def hold(self, record: Record, call: object) -> None:
         """Keep the lease of `record` from now on, though `call` may block this thread."""
         if record.lease:
             if self._end is None and not is_async(call):
-                self._end = Event()
+                self._end = allocate_lock()
+                self._end.acquire()
                 with suppress(RuntimeError):  # there are no threads (WebAssembly): only awaited calls are covered
-                    Thread(target=self._watch, args=(self._end,), name="sequential-lease", daemon=True).start()
+                    start_new_thread(self._watch, (self._end,))
             self._held = record
 
     def let_go(self) -> None:
@@ -85,10 +86,10 @@ class Lease:
     def end(self) -> None:
         """Let the thread go, if there is one."""
         if self._end is not None:
-            self._end.set()
+            self._end.release()
 
-    def _watch(self, end: Event) -> None:
-        while not end.wait(self._every):
+    def _watch(self, end: LockType) -> None:
+        while not end.acquire(timeout=self._every):
             with self._renewing, suppress(Exception):
                 if self._held is not None:
                     written = self._renew(self._held)

@@ -1,7 +1,5 @@
 """What an executor tells the world about itself: to ``observe``, or what must not be silent to a log."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -9,8 +9,6 @@ helper                              plain dict                                  
 ==================================  ==========================================  =======================================
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 Request = dict[str, Any]
@@ -46,13 +44,13 @@ class Tool(NamedTuple):
     input: Any
 
 
-class Save(NamedTuple):
+class Save:
     """A pause that was asked for."""
 
-    label: str = "save"
+    label = "save"
 
 
-class Version(NamedTuple):
+class Version:
     """A question that is answered at once."""
 
 

@@ -5,8 +5,6 @@ the built-in stores are: a compare-and-swap store of one record per execution pl
 nothing of workflows.  The executor speaks only `Journal`; `journal_for` wraps a plain storage once.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from os import urandom

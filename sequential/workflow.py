@@ -1,7 +1,5 @@
 """A workflow in progress: the generator, what it asks for next, and what can be wrong with it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterable
 from types import FunctionType, GeneratorType
 from typing import Any, NamedTuple, TypeVar

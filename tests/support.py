@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from sequential.storage import Journal, Record, Result
+from sequential.storage import Journal, Maybe, Record, Result, settle
 from sequential.stores.memory import MemoryStorage
+
+T = TypeVar("T")
 
 
 class PlainStorage:
@@ -89,9 +92,9 @@ class AsyncJournal(Journal):
     async def remove(self, id: str, held: Record | None = None) -> None:
         await self._do(self.inner.remove, id, held)
 
-    async def _do(self, method: Any, *arguments: Any) -> Any:
+    async def _do(self, method: Callable[..., Maybe[T]], *arguments: Any) -> T:
         await asyncio.sleep(0)
-        done = method(*arguments)
+        done = await settle(method(*arguments))
         await asyncio.sleep(0)
         return done
 

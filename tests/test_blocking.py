@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import Generator
 from typing import Any
@@ -83,10 +84,8 @@ def test_an_async_twin_that_catches_everything_still_ends() -> None:
     class Stubborn(AsyncJournal):
         async def read(self, id: str) -> Any:
             while True:
-                try:
+                with contextlib.suppress(EventLoopNeeded):
                     await asyncio.sleep(0)
-                except EventLoopNeeded:
-                    pass
 
     with pytest.raises(EventLoopNeeded):
         FlowExecutor(Stubborn()).status_sync("a")

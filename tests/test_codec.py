@@ -84,7 +84,7 @@ def test_a_fault_that_only_the_encoder_sees_is_told_in_its_words() -> None:
 
 @pytest.mark.parametrize("data", [b"NaN", b"[Infinity]", b"", b"{", b"1 2", b"\xff"])
 def test_bytes_that_are_not_json_are_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match="JSON|Expecting|Extra data|decode"):
+    with pytest.raises(ValueError, match=r"JSON|Expecting|Extra data|decode"):
         codec.loads(data)
 
 

@@ -161,10 +161,10 @@ def test_an_error_of_a_tool_is_a_value() -> None:
         raise next(errors)
 
     def four() -> Flow:
-        got: list[Any] = []
-        for _ in range(4):
-            got.append((yield tool("api", "flaky")))
-        return got
+        first = yield tool("api", "flaky")
+        second = yield tool("api", "flaky")
+        third = yield tool("api", "flaky")
+        return [first, second, third, (yield tool("api", "flaky"))]
 
     flow = FlowExecutor(MemoryStorage(), call=fails, budget=math.inf, retain=True)
     assert flow.execute_sync(four, "e") == [
@@ -271,7 +271,8 @@ def test_replay_of_another_tool_is_refused_and_loses_nothing() -> None:
 
     flow = FlowExecutor(MemoryStorage(), call=call, workflows=[changing])
     flow.execute_sync(changing, "d")
-    for asked, shown in (("other", "tool api.other"), ("save", "save"), ("return", "return")):
+    for now, shown in (("other", "tool api.other"), ("save", "save"), ("return", "return")):
+        asked = now
         with pytest.raises(Diverged) as caught:
             flow.resume_sync("d")
         assert (caught.value.id, caught.value.step, caught.value.recorded, caught.value.asked) == (
@@ -914,7 +915,7 @@ def test_a_wrong_yield_is_told_with_its_place() -> None:
     [
         None, 5, "tool", [], {}, {"__save": 1}, {"__save": False}, {"__version": None}, {"__tool": "abc"}, {"__tool": ["a", 1, {}]},
         {"__tool": [1, "a", {}]}, {"__tool": ["a", "b", {}], "extra": 1}, {"__tool": ["a", "b", {}, 1]}, [tool("a", "b")], {"__call": []},
-        (x for x in ()), {"__tool": {"a", "b", "c"}},
+        iter([]), {"__tool": {"a", "b", "c"}},
     ],
 )  # fmt: skip
 def test_what_is_not_a_request_is_refused(wrong: Any) -> None:

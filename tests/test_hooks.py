@@ -72,7 +72,7 @@ def test_the_literal_spelling_works_outside_of_classes() -> None:
 def test_a_name_that_python_mangled_is_found_and_told() -> None:
     class SomeClass:
         def set_up(self) -> None:
-            sequential.hooks.__call = lambda *_: None  # type: ignore[attr-defined]
+            sequential.hooks.__call = lambda *_: None
 
     SomeClass().set_up()
     try:
@@ -81,4 +81,4 @@ def test_a_name_that_python_mangled_is_found_and_told() -> None:
         ):
             FlowExecutor(MemoryStorage()).execute_sync(workflow, "m")
     finally:
-        del vars(sequential.hooks)["_SomeClass__call"]
+        delattr(sequential.hooks, "_SomeClass__call")

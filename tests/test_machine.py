@@ -11,7 +11,8 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Coroutine, Generator
-from typing import Any, NamedTuple
+from types import CoroutineType
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ from sequential.storage import Journal, Record, Result
 from sequential.stores.memory import MemoryStorage
 from sequential.stores.sqlite import SQLiteStorage
 from sequential.testing import FakeClock
+
+Invocation: TypeAlias = "CoroutineType[Any, Any, Any]"
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
@@ -88,7 +91,8 @@ class Expected(NamedTuple):
 
 def undisturbed(program: list[Any]) -> Expected:
     """Run a program with a bare loop over the generator."""
-    generator, answer, steps = workflow(program), None, list[tuple[str, Any]]()
+    answer: Any = None
+    generator, steps = workflow(program), list[tuple[str, Any]]()
     try:
         while True:
             request = generator.send(answer)
@@ -174,7 +178,7 @@ class Schedule(RuleBasedStateMachine):
         self.callbacks: list[str] = []
         self.expected: dict[str, Expected] = {}
         self.unexpected: list[BaseException] = []
-        self.launched: list[Coroutine[Any, Any, Any]] = []
+        self.launched: list[Invocation] = []
         options: dict[str, Any] = {"workflows": [workflow], "retain": True, "version": 7, "clock": self.clock}
 
         async def call(category: str, kind: str, input: Any) -> Any:
@@ -201,18 +205,18 @@ class Schedule(RuleBasedStateMachine):
         return id
 
     @rule(target=invocations, id=executions, flow=st.integers(0, 1))
-    def invoke(self, id: str, flow: int) -> Coroutine[Any, Any, Any]:
+    def invoke(self, id: str, flow: int) -> Invocation:
         return self.launch(self.flows[flow].resume(id))
 
     @rule(target=invocations, data=st.data(), flow=st.integers(0, 1), again=st.booleans())
-    def deliver(self, data: st.DataObject, flow: int, again: bool) -> Coroutine[Any, Any, Any]:
+    def deliver(self, data: st.DataObject, flow: int, again: bool) -> Invocation:
         if not self.callbacks:
             return self.launch(self.flows[flow].resume("nobody"))
         index = data.draw(st.integers(0, len(self.callbacks) - 1))
         return self.launch(self.flows[flow].resume(self.callbacks[index] if again else self.callbacks.pop(index)))
 
     @rule(target=invocations, flow=st.integers(0, 1))
-    def sweep(self, flow: int) -> Coroutine[Any, Any, Any]:
+    def sweep(self, flow: int) -> Invocation:
         return self.launch(self.flows[flow].sweep())
 
     @rule()
@@ -220,17 +224,17 @@ class Schedule(RuleBasedStateMachine):
         self.callbacks.clear()
 
     @rule(invocation=invocations, steps=st.integers(1, 30))
-    def go_on(self, invocation: Coroutine[Any, Any, Any], steps: int) -> None:
+    def go_on(self, invocation: Invocation, steps: int) -> None:
         for _ in range(steps):
             if not self.advance(invocation):
                 break
 
     @rule(invocation=consumes(invocations))
-    def die(self, invocation: Coroutine[Any, Any, Any]) -> None:
+    def die(self, invocation: Invocation) -> None:
         invocation.close()
 
     @rule(invocation=invocations)
-    def cancel(self, invocation: Coroutine[Any, Any, Any]) -> None:
+    def cancel(self, invocation: Invocation) -> None:
         if invocation.cr_frame is not None and invocation.cr_await is not None:
             self.advance(invocation, asyncio.CancelledError())
 
@@ -238,13 +242,14 @@ class Schedule(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
-    def launch(self, invocation: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+    def launch(self, coroutine: Coroutine[Any, Any, Any]) -> Invocation:
         """Let an invocation begin, as far as its first interruption."""
+        invocation = cast("Invocation", coroutine)
         self.launched.append(invocation)
         self.advance(invocation)
         return invocation
 
-    def advance(self, invocation: Coroutine[Any, Any, Any], thrown: BaseException | None = None) -> bool:
+    def advance(self, invocation: Invocation, thrown: BaseException | None = None) -> bool:
         """Let an invocation go on to its next interruption, and return whether it can go on from there."""
         if invocation.cr_frame is None:
             return False
@@ -314,7 +319,10 @@ class ScheduleOnSQLite(Schedule):
 
 TestSchedule = Schedule.TestCase
 TestSchedule.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=150,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
 TestScheduleOnSQLite = ScheduleOnSQLite.TestCase
 TestScheduleOnSQLite.settings = settings(TestSchedule.settings, max_examples=40)

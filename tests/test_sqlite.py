@@ -215,7 +215,7 @@ class TestWrongFiles:
         assert storage._connection is not None
         storage._connection.execute("PRAGMA query_only = ON")
         with pytest.raises(
-            StorageError, match="attempt to write a readonly database .*: it cannot be written: check the perm"
+            StorageError, match=r"attempt to write a readonly database .*: it cannot be written: check the perm"
         ):
             FlowExecutor(storage, call=echo).execute_sync(workflow, "one")
         assert storage.read("one") == record(lease=0.0)

@@ -119,13 +119,13 @@ def test_a_decorator_that_returns_something_else_is_named() -> None:
     def broken(input: Any) -> Any:
         return [good(input)]
 
-    with pytest.raises(InvalidWorkflow, match="returned .* not a generator: let the decorator around it return what"):
+    with pytest.raises(InvalidWorkflow, match=r"returned .* not a generator: let the decorator around it return what"):
         FlowExecutor(MemoryStorage()).execute_sync(broken, "w")
 
 
 def test_two_workflows_of_one_name_are_refused_but_not_one_given_twice() -> None:
-    with pytest.raises(InvalidWorkflow, match="two workflows are named 'good': .* so rename one"):
-        FlowExecutor(MemoryStorage(), workflows=[good, functools.wraps(good)(lambda input: good(input))])
+    with pytest.raises(InvalidWorkflow, match=r"two workflows are named 'good': .* so rename one"):
+        FlowExecutor(MemoryStorage(), workflows=[good, functools.wraps(good)(lambda input: (yield input))])
     FlowExecutor(MemoryStorage(), workflows=[good, good])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import Lock
+from _thread import allocate_lock
 
 from ..codec import Codec, JSONCodec
 from ..errors import Fenced
@@ -23,7 +23,7 @@ class MemoryStorage(Journal):
 
     def __init__(self, *, codec: Codec | None = None) -> None:
         self.codec = codec or JSONCodec()
-        self._lock = Lock()
+        self._lock = allocate_lock()
         self._records: dict[str, Record] = {}
         self._results: dict[str, dict[int, Result]] = {}
 

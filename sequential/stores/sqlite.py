@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from _thread import allocate_lock
 from collections.abc import Callable
 from functools import cache
-from threading import Lock
 from time import monotonic, sleep
 from typing import Any, Literal, TypeVar
-from weakref import WeakSet
 
 from ..codec import Codec, JSONCodec
 from ..errors import Fenced, StorageError
@@ -134,14 +133,16 @@ class SQLiteStorage(Journal):
         self._path = os.fspath(path)
         self._synchronous = synchronous
         self._timeout = timeout
-        self._lock = Lock()
+        self._lock = allocate_lock()
         self._connection: sqlite3.Connection | None = None
         self._level = ""
         self._owner: str | None = None
-        _storages.add(self)
+        self._process = os.getpid()
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
+        if self._process != os.getpid():
+            self._begin_as_child()
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
@@ -267,6 +268,8 @@ class SQLiteStorage(Journal):
             level: Whether a write waits for the disk at its end; left out, nothing is written.
             begin: Whether to make a transaction of it, which any exception undoes; a single statement is one.
         """
+        if self._process != os.getpid():
+            self._begin_as_child()
         with self._lock:
             try:
                 connection = self._connection or self._open()
@@ -310,6 +313,13 @@ class SQLiteStorage(Journal):
         progress = (record.token, record.step, record.status, record.due, record.lease)
         return (*progress, record.attempts, record.error, held, owner)
 
+    def _begin_as_child(self) -> None:
+        """Let go of what a fork has copied: the connection, and a lock that a thread of the parent may hold."""
+        self._process, self._lock = os.getpid(), allocate_lock()
+        if self._connection is not None:
+            _inherited.append(self._connection)
+            self._connection = None
+
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, self._timeout, isolation_level=None, check_same_thread=False)
         try:
@@ -321,24 +331,9 @@ class SQLiteStorage(Journal):
         self._connection, self._level, self._owner = connection, "", _describe_process()
         return connection
 
-    def _forget_connection(self) -> None:
-        """Let go of what a forked child may neither use nor close."""
-        self._lock = Lock()
-        if self._connection is not None:
-            _inherited.append(self._connection)
-            self._connection = None
 
-
-_storages: WeakSet[SQLiteStorage] = WeakSet()
 _inherited: list[sqlite3.Connection] = []
-
-
-def _after_fork() -> None:
-    for storage in _storages:
-        storage._forget_connection()
-
-
-getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_after_fork)  # where there is fork
+"""Connections of a parent process: a forked child may neither use them nor close them."""
 
 
 def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> None:

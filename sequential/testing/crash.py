@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ..codec import JSONCodec
 from ..executor import FlowExecutor
 from ..hooks import Call, find_call
 from ..invocation import Paused
@@ -169,7 +170,7 @@ class _MortalJournal(Journal):
         await self._process.around("remove", self._journal.remove, id, held)
 
 
-async def _run(
+async def _run(  # noqa: C901 - the parts of one experiment, in their order
     workflow: Workflow[Any], input: Any, call: Call | None, storage: Storage, *, budget: float, point: int | None = None
 ) -> _Run:
     """Run a workflow to its end, in as many processes as it takes, one of which dies at `point`."""
@@ -199,19 +200,15 @@ async def _run(
     )
     for _ in range(_INVOCATIONS):
         try:
-            value = await flow.execute(workflow, id, input)
+            outcome = await _invoke(flow, workflow, id, input)
         except _Death:
             process.dead = False
             clock.advance(1000.0)  # the lease of the dead one ends
             if mortal is not None:
                 await flow.sweep()
-            continue
-        except Exception as error:
-            outcome = ("raised", f"{type(error).__name__}: {error}".replace(id, "..."))
-            break
-        if not isinstance(value, Paused):
-            outcome = ("returned", journal.codec.loads(journal.codec.dumps(value)))
-            break
+        else:
+            if outcome is not None:
+                break
     else:
         raise AssertionError(f"the workflow did not end within {_INVOCATIONS} invocations")
     process.left = None
@@ -220,3 +217,15 @@ async def _run(
         recorded = [mortal.recorded, [(step["asked"], step["result"]) for step in await flow.history(id)]]
     await flow.delete(id)
     return _Run(outcome, recorded, process.place, changed)
+
+
+async def _invoke(flow: FlowExecutor, workflow: Workflow[Any], id: str, input: Any) -> tuple[str, Any] | None:
+    """Run one invocation and return how the workflow ended, if it did."""
+    try:
+        value = await flow.execute(workflow, id, input)
+    except Exception as error:
+        return ("raised", f"{type(error).__name__}: {error}".replace(id, "..."))
+    if isinstance(value, Paused):
+        return None
+    codec = JSONCodec()  # a plain storage does not have the final value encoded
+    return ("returned", codec.loads(codec.dumps(value)))

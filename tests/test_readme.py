@@ -1,0 +1,109 @@
+"""Every snippet of the README runs and prints what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import json
+import re
+import socket
+import threading
+import wsgiref.simple_server
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from sequential.testing import StorageTests
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """All snippets, run one after the other in an empty directory, as a reader would."""
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    names: dict[str, Any] = {"port": port}
+    for snippet in SNIPPETS:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(snippet.replace("8000", str(port)), "README.md", "exec"), names)
+        promised = re.findall(r"^print\(.*\) +# (.*)$", snippet, re.MULTILINE)
+        assert printed.getvalue().splitlines() == promised
+    return names
+
+
+def test_every_snippet_prints_what_it_says(namespace: dict[str, Any]) -> None:
+    assert len(SNIPPETS) == 5
+    assert sum(snippet.count("print(") for snippet in SNIPPETS) == 5
+
+
+def test_the_tests_of_the_readme_pass(namespace: dict[str, Any]) -> None:
+    tests = [value for name, value in namespace.items() if name.startswith("test_")]
+    assert len(tests) == 2
+    for test in tests:
+        test()
+
+
+def test_the_storage_of_the_readme_conforms(namespace: dict[str, Any]) -> None:
+    class Suite(StorageTests):
+        def make(self) -> Any:
+            return namespace["DictStorage"]()
+
+    for name in dir(Suite):
+        if name.startswith("test_"):
+            suite = Suite()
+            suite.setup_method()
+            getattr(suite, name)()
+            suite.teardown_method()
+
+
+class Silent(wsgiref.simple_server.WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # the ring awaits no answer
+            super().handle()
+
+
+def test_the_web_handler_of_the_readme_runs_to_the_end(namespace: dict[str, Any]) -> None:
+    def post(path: str) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", namespace["port"], timeout=20)
+        connection.request("POST", path)
+        answer = json.load(connection.getresponse())
+        connection.close()
+        return answer
+
+    server = wsgiref.simple_server.make_server("127.0.0.1", namespace["port"], namespace["app"], handler_class=Silent)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        assert post("/start/web-1") == "web-1"
+        deadline = monotonic() + 20.0
+        while (status := post("/status/web-1"))[1] != "finished":
+            assert monotonic() < deadline
+        assert status[-1] == {"user": 123, "posts": ["first", "second"]}
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_ci_runs_the_two_commands_of_the_readme() -> None:
+    assert len(COMMANDS) == 2
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "bash" in script
+    for command in COMMANDS:
+        assert command.strip() in script
+
+
+def test_every_file_that_the_readme_names_exists() -> None:
+    for name in re.findall(r"`(examples/[^`]+)`", README):
+        assert (ROOT / name).exists(), name
