@@ -6,6 +6,7 @@ the memory: the caller hands its only reference over, and both directions let go
 
 from collections.abc import Callable, Iterable
 from functools import cache
+from io import BytesIO
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from zlib import crc32
@@ -18,6 +19,9 @@ _Encode = Callable[[Any, int], Iterable[str]]
 
 _LARGE = 1 << 20
 """Characters from which a value is encoded piecewise: below it, twice the text is no burden to anyone."""
+
+_LARGE_PIECE = 1 << 17
+"""Characters from which a piece of text waits to be written until the value it is a copy of is let go."""
 
 _DEEP = 900
 """Levels of nesting that are searched for a fault: Python's own limit, less what the caller's stack takes."""
@@ -50,16 +54,20 @@ class JSONCodec:
         try:
             if not _is_large(value):
                 return "".join(_json()[2](value, 0)).encode()
-            # In one go a large text would stand in memory three times; in pieces, never more than twice.
-            pieces = list(_json()[0].iterencode(value))
+            # In one go, a large text would stand in memory three times; piece by piece, it is no more than twice.
+            written, rest = BytesIO(), list[str]()
+            for piece in _json()[0].iterencode(value):
+                if rest or len(piece) > _LARGE_PIECE:
+                    rest.append(piece)
+                else:
+                    written.write(piece.encode())
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(_find_fault(value) or str(error)) from None
-        del value
-        pieces.reverse()
-        data = bytearray()
-        while pieces:
-            data += pieces.pop().encode()
-        return bytes(data)
+        del value, piece
+        rest.reverse()
+        while rest:
+            written.write(rest.pop().encode())
+        return written.getvalue()
 
     def loads(self, data: bytes, /) -> Any:
         """Decode `data`."""

@@ -122,29 +122,28 @@ class Invocation:
 
     async def _replay(self) -> Tool | Save | Return | Raised:
         """Send the saved results into the fresh workflow, page by page, and return what it asks for then."""
-        record, step = self._record, 0
+        record, step, listens = self._record, 0, self._setup.observer.listens
         request = self._progress.advance()
         while step < record.step:
             page = await settle(self._journal.results(record, step, record.step))
             page.reverse()
             while page:
-                if isinstance(request, Raised):
-                    return request
-                asked, checksum = page[-1].asked, page[-1].fingerprint
-                if asked and asked != request.label:
-                    await self._park("diverged", Diverged(record.id, step, asked, request.label))
-                if isinstance(request, Return):
-                    return request  # on a storage of five methods, which does not know what was asked
-                if checksum is not None and self._setup.observer.listens:
-                    self._compare(request, step, checksum)
+                asked = page[-1].asked
+                if asked != request.label:
+                    if isinstance(request, Raised) or (isinstance(request, Return) and not asked):
+                        return request
+                    if asked:  # a storage of five methods does not know what was
+                        await self._park("diverged", Diverged(record.id, step, asked, request.label))
+                if listens:
+                    self._compare(request, step, page[-1].fingerprint)
                 request = self._send(page)
                 step += 1
         self._tell("replayed", record, f"{step} steps")
         return request
 
-    def _compare(self, request: Tool | Save, step: int, checksum: int) -> None:
+    def _compare(self, request: Tool | Save | Return | Raised, step: int, checksum: int | None) -> None:
         """Tell when a tool is asked for with another input than the one its result was recorded for."""
-        if isinstance(request, Tool) and fingerprint(request.input) != checksum:
+        if checksum is not None and isinstance(request, Tool) and fingerprint(request.input) != checksum:
             self._tell("input changed", self._record._replace(step=step), request.label)
 
     def _send(self, page: list[Result]) -> Tool | Save | Return | Raised:

@@ -21,6 +21,7 @@ class Raised(NamedTuple):
     """The workflow's end by an exception."""
 
     error: Exception
+    label: str = "raise"
 
 
 class Progress:

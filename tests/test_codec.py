@@ -77,6 +77,8 @@ def test_a_fault_that_only_the_encoder_sees_is_told_in_its_words() -> None:
 
     with pytest.raises(ValueError, match="surrogates not allowed"):
         codec.dumps(["x" * 2_000_000, "\ud800"])
+    with pytest.raises(ValueError, match=r"value\[1\] holds a lone surrogate"):
+        codec.dumps([["x" * 1000] * 2_000, "\ud800"])
     with pytest.raises(ValueError, match="digits"):
         codec.dumps(10**5000)
     assert codec.dumps(Odd(5)) == b"5"

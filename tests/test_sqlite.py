@@ -411,6 +411,18 @@ class TestOwners:
         storage.close()
 
 
+def test_a_child_may_close_what_its_parent_has_opened(storage: SQLiteStorage) -> None:
+    storage.claim(record(), 0.0, True)
+    inherited = storage._connection
+    assert inherited is not None
+    storage._process -= 1  # as a fork would leave it
+    storage.close()
+    assert inherited.execute("SELECT count(*) FROM sequential_executions").fetchone() == (1,)
+    assert storage.read("one") == record()
+    inherited.close()
+    sqlite._inherited.remove(inherited)
+
+
 def _resume_in_child(storage: SQLiteStorage, queue: Any) -> None:
     queue.put((FlowExecutor(storage, call=echo).execute_sync(workflow, "f"), storage._owner))
 
