@@ -55,7 +55,7 @@ class JSONCodec:
             if not _is_large(value):
                 return "".join(_json()[2](value, 0)).encode()
             # In one go, a large text would stand in memory three times; piece by piece, it is no more than twice.
-            written, rest = BytesIO(), list[str]()
+            written, rest, piece = BytesIO(), list[str](), ""
             for piece in _json()[0].iterencode(value):
                 if rest or len(piece) > _LARGE_PIECE:
                     rest.append(piece)

@@ -94,9 +94,9 @@ class Invocation:
         Args:
             find: Returns the workflow of a record, or raises why it must not run.
         """
-        self._tell("claimed", self._record)
-        deadline = self._setup.clock() + self._setup.budget
         try:
+            self._tell("claimed", self._record)
+            deadline = self._setup.clock() + self._setup.budget
             self._progress.begin(find(self._record), self._codec.loads(self._record.input))
             request = await self._replay()
             while isinstance(request, (Tool, Save)):

@@ -125,7 +125,7 @@ def test_a_decorator_that_returns_something_else_is_named() -> None:
 
 def test_two_workflows_of_one_name_are_refused_but_not_one_given_twice() -> None:
     with pytest.raises(InvalidWorkflow, match=r"two workflows are named 'good': .* so rename one"):
-        FlowExecutor(MemoryStorage(), workflows=[good, functools.wraps(good)(lambda input: (yield input))])
+        FlowExecutor(MemoryStorage(), workflows=[good, logged(good)])
     FlowExecutor(MemoryStorage(), workflows=[good, good])
 
 

@@ -130,7 +130,7 @@ class SQLiteStorage(Journal):
         if synchronous not in {"FULL", "NORMAL"}:
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', got {synchronous!r}")
         self.codec = codec or JSONCodec()
-        self._path = os.fspath(path)
+        self._path = ":memory:" if path == ":memory:" else os.path.abspath(path)  # wherever it is opened again
         self._synchronous = synchronous
         self._timeout = timeout
         self._lock = allocate_lock()
@@ -177,16 +177,8 @@ class SQLiteStorage(Journal):
     def commit(self, record: Record, token: int, result: Result | None = None) -> None:
         """Write a record and a result in one transaction."""
         if record.lease and result is not None and len(result.data) <= _PAGE:
-            record_now = (
-                record.token,
-                record.step,
-                record.status,
-                record.due,
-                record.lease,
-                record.attempts,
-                record.error,
-            )
-            step = (record.id, record.run, token, *record_now, *result)
+            progress = (record.token, record.step, record.status, record.due, record.lease)
+            step = (record.id, record.run, token, *progress, record.attempts, record.error, *result)
             try:
                 self._run(lambda connection: connection.execute(_STEP, step), self._synchronous, begin=False)
             except StorageError as error:
@@ -280,8 +272,8 @@ class SQLiteStorage(Journal):
                     self._level = level
                 if not begin:
                     return work(connection)
-                connection.execute("BEGIN IMMEDIATE")
                 try:
+                    connection.execute("BEGIN IMMEDIATE")
                     done = work(connection)
                     connection.execute("COMMIT")
                 except BaseException:
