@@ -23,8 +23,9 @@ _LARGE = 1 << 20
 _LARGE_PIECE = 1 << 17
 """Characters from which a piece of text waits to be written until the value it is a copy of is let go."""
 
-_DEEP = 900
-"""Levels of nesting that are searched for a fault: Python's own limit, less what the caller's stack takes."""
+_DEEP = 500
+"""Levels of nesting beyond which a value is refused: what one process can encode, another with less of its stack left
+must be able to decode, and Python's limit is 1,000 for both."""
 
 
 class Codec(Protocol):
@@ -53,7 +54,10 @@ class JSONCodec:
         """
         try:
             if not _is_large(value):
-                return "".join(_json()[2](value, 0)).encode()
+                text = "".join(_json()[2](value, 0))
+                if text.count("[") + text.count("{") > _DEEP:
+                    _refuse_depth(value)
+                return text.encode()
             # In one go, a large text would stand in memory three times; piece by piece, it is no more than twice.
             written, rest, piece = BytesIO(), list[str](), ""
             for piece in _json()[0].iterencode(value):
@@ -61,6 +65,7 @@ class JSONCodec:
                     rest.append(piece)
                 else:
                     written.write(piece.encode())
+            _refuse_depth(value)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(_find_fault(value) or str(error)) from None
         del value, piece
@@ -105,6 +110,16 @@ def _is_large(value: Any) -> bool:
     return False
 
 
+def _refuse_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(_DEEP + 1):
+        containers = [item for item in level if isinstance(item, (dict, list, tuple))]
+        if not containers:
+            return
+        level = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
+    raise RecursionError
+
+
 def _find_fault(value: Any) -> str | None:  # noqa: C901, PLR0911 - a table of kinds, in the order they are met
     """Say which part of `value` is not JSON, without recursion: it may be nested without end."""
     parts: list[tuple[str, Any, frozenset[int]]] = [("value", value, frozenset())]
@@ -119,7 +134,7 @@ def _find_fault(value: Any) -> str | None:  # noqa: C901, PLR0911 - a table of k
         elif isinstance(part, (dict, list, tuple)):
             if id(part) in around:
                 return f"{path} holds itself"
-            if len(around) == _DEEP:
+            if len(around) > _DEEP:
                 return f"{path[:40]}... is nested more than {_DEEP} levels deep"
             pairs = list(part.items() if isinstance(part, dict) else enumerate(part))
             for key, _ in pairs:

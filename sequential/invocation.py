@@ -101,7 +101,7 @@ class Invocation:
             request = await self._replay()
             while isinstance(request, (Tool, Save)):
                 page = [await self._perform(request)]
-                reason = self._reason_to_pause(request, deadline)
+                reason = "save" if isinstance(request, Save) else self._time_is_up(deadline)
                 await self._commit(page[0], reason)
                 if reason:
                     await self._setup.ring(self._record)
@@ -179,9 +179,8 @@ class Invocation:
             raise NotEncodable(whose, str(refused)) from refused
         return Result(record.step, request.label, checksum, started, clock(), error, data)
 
-    def _reason_to_pause(self, request: Tool | Save, deadline: float) -> str:
-        if isinstance(request, Save):
-            return "save"
+    def _time_is_up(self, deadline: float) -> str:
+        """Return why to pause after a tool call, or nothing."""
         if self._setup.clock() < deadline:
             return ""
         return "budget" if self._setup.budget else "tool"

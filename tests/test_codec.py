@@ -5,6 +5,7 @@ from __future__ import annotations
 import json.encoder
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def nested(depth: int) -> Any:
         ({math.nan: 1}, "the key nan of value is nan, which JSON cannot express"),
         ({"x": {(1, 2): 3}}, "value['x'] has the key (1, 2), and a key in JSON is text"),
         (holds_itself(), "value['a'][0] holds itself"),
-        (nested(100_000), "value[0][0][0][0][0][0][0][0][0][0][0][0... is nested more than 900 levels deep"),
+        (nested(100_000), "value[0][0][0][0][0][0][0][0][0][0][0][0... is nested more than 500 levels deep"),
         (b"bytes", "value is a bytes, and JSON has"),
         ({"big": "x" * 2_000_000, "when": {1}}, "value['when'] is a set"),
     ],
@@ -82,6 +83,18 @@ def test_a_fault_that_only_the_encoder_sees_is_told_in_its_words() -> None:
     with pytest.raises(ValueError, match="digits"):
         codec.dumps(10**5000)
     assert codec.dumps(Odd(5)) == b"5"
+
+
+@pytest.mark.parametrize("padding", ["", "x" * 2_000_000])
+def test_what_is_encoded_with_little_stack_left_is_decoded_with_less(padding: str) -> None:
+    def deeper(frames: int, work: Callable[[], Any]) -> Any:
+        return work() if frames == 0 else deeper(frames - 1, work)
+
+    value = [nested(498), padding]
+    data = codec.dumps(value)
+    assert deeper(300, lambda: codec.loads(data) == value)
+    with pytest.raises(ValueError, match="is nested more than 500 levels deep"):
+        codec.dumps([nested(501), padding])
 
 
 @pytest.mark.parametrize("data", [b"NaN", b"[Infinity]", b"", b"{", b"1 2", b"\xff"])
