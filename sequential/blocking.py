@@ -15,6 +15,10 @@ COROUTINE = 0x80
 """How CPython marks an ``async def`` function's code (inspect.CO_COROUTINE)."""
 
 
+class _CannotWait(BaseException):
+    """What is thrown into a coroutine that waits; no ``except Exception`` of a user's takes it for a tool's error."""
+
+
 def blocking(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     """Return a function that runs `method` to its end in the calling thread.
 
@@ -30,11 +34,13 @@ def blocking(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
         coroutine = method(*args, **kwargs)
         try:
             coroutine.send(None)
-            # Thrown in at the point where it waits, so that the coroutine cleans up after itself.
-            coroutine.throw(EventLoopNeeded())
+            # Thrown in where it waits, so that it cleans up after itself.
+            coroutine.throw(_CannotWait())
         except StopIteration as stop:
             value: T = stop.value
             return value
+        except _CannotWait:
+            pass
         except RuntimeError as error:
             if needs_event_loop(error):
                 raise EventLoopNeeded from error

@@ -56,16 +56,17 @@ class JSONCodec:
             if not _is_large(value):
                 text = "".join(_json()[2](value, 0))
                 if text.count("[") + text.count("{") > _DEEP:
-                    _refuse_depth(value)
+                    _refuse_depth_and_keys(value)
                 return text.encode()
             # In one go, a large text would stand in memory three times; piece by piece, it is no more than twice.
             written, rest, piece = BytesIO(), list[str](), ""
             for piece in _json()[0].iterencode(value):
                 if rest or len(piece) > _LARGE_PIECE:
+                    _refuse_surrogates(piece)
                     rest.append(piece)
                 else:
                     written.write(piece.encode())
-            _refuse_depth(value)
+            _refuse_depth_and_keys(value)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(_find_fault(value) or str(error)) from None
         del value, piece
@@ -97,8 +98,7 @@ def _is_large(value: Any) -> bool:
         if isinstance(item, str):
             size += len(item)
         elif isinstance(item, dict):
-            size += 16 * len(item)
-            items += item
+            size += 16 * len(item) + _length_of_keys(item)
             items += item.values()
         elif isinstance(item, (list, tuple)):
             size += 8 * len(item)
@@ -110,14 +110,45 @@ def _is_large(value: Any) -> bool:
     return False
 
 
-def _refuse_depth(value: Any) -> None:
+def _length_of_keys(item: dict[Any, Any]) -> int:
+    try:
+        return sum(map(len, item))
+    except TypeError:  # not all are texts: 1 and "1" would become the same, and one of their values be lost
+        if _colliding_key(item) is None:
+            return 0
+        raise
+
+
+def _colliding_key(item: dict[Any, Any]) -> str | None:
+    seen: set[str] = set()
+    for key in item:
+        text = key if isinstance(key, str) else repr(key) if isinstance(key, float) else "".join(_json()[2](key, 0))
+        if text in seen:
+            return text
+        seen.add(text)
+    return None
+
+
+def _refuse_depth_and_keys(value: Any) -> None:
     level = [value]
     for _ in range(_DEEP + 1):
         containers = [item for item in level if isinstance(item, (dict, list, tuple))]
         if not containers:
             return
-        level = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
+        level = []
+        for item in containers:
+            if isinstance(item, dict):
+                _length_of_keys(item)
+                level += item.values()
+            else:
+                level += item
     raise RecursionError
+
+
+def _refuse_surrogates(text: str) -> None:
+    if not text.isascii():
+        for start in range(0, len(text), _LARGE_PIECE):
+            text[start : start + _LARGE_PIECE].encode()
 
 
 def _find_fault(value: Any) -> str | None:  # noqa: C901, PLR0911 - a table of kinds, in the order they are met
@@ -134,12 +165,14 @@ def _find_fault(value: Any) -> str | None:  # noqa: C901, PLR0911 - a table of k
         elif isinstance(part, (dict, list, tuple)):
             if id(part) in around:
                 return f"{path} holds itself"
-            if len(around) > _DEEP:
+            if len(around) >= _DEEP:
                 return f"{path[:40]}... is nested more than {_DEEP} levels deep"
             pairs = list(part.items() if isinstance(part, dict) else enumerate(part))
             for key, _ in pairs:
                 if not isinstance(key, (str, int, float, bool, type(None))):
                     return f"{path} has the key {key!r}, and a key in JSON is text"
+            if isinstance(part, dict) and (text := _colliding_key(part)) is not None:
+                return f"{path} has two keys that are both {text!r} in JSON"
             around |= {id(part)}
             parts.extend((f"{path}[{key!r}]", child, around) for key, child in reversed(pairs))
             parts.extend(

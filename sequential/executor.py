@@ -65,8 +65,8 @@ class FlowExecutor:
     Raises:
         InvalidWorkflow: When one of `workflows` is not a generator function.
         NotSupported: When `retain` is asked of a storage of five methods.
-        TypeError: When `storage` lacks a method.
-        ValueError: When `lease` or `budget` is out of range.
+        TypeError: When `storage` lacks a method, or a hook cannot be called.
+        ValueError: When `lease`, `budget` or `version` is out of range.
     """
 
     def __init__(
@@ -85,6 +85,11 @@ class FlowExecutor:
     ) -> None:
         if not (lease > 0 and budget >= 0):
             raise ValueError(f"lease must be above 0 seconds and budget not below 0, got {lease=} and {budget=}")
+        for name, hook in (("call", call), ("resume", resume), ("observe", observe)):
+            if hook is not None and not callable(hook):
+                raise TypeError(f"{name}= must be a function, got {hook!r:.100}")
+        if not isinstance(version, int) or not -(2**63) <= version < 2**63:
+            raise ValueError(f"version must be an int of at most 64 bits, got {version!r:.100}")
         journal = journal_for(storage)
         if retain and isinstance(journal, PlainJournal):
             raise NotSupported(type(storage).__name__, "retain=True")

@@ -40,23 +40,20 @@ class install:  # noqa: N801 - it is used as a verb; being a class makes `with i
         globals().update(self._before)
 
 
-def find_call(own: Call | None, asked: str) -> Call:
-    """Return the hook that performs tools: the executor's own, or else the process-wide one.
+def find_call(asked: str) -> Call:
+    """Return the process-wide hook that performs tools.
 
     Args:
-        own: The executor's ``call=``.
         asked: The tool that is to be performed, for the error's text.
 
     Raises:
-        HookNotConfigured: When there is neither.
+        HookNotConfigured: When there is none.
     """
     # Read by string: the literal name would be renamed by Python if this ever moved into a class body.
-    hook: Call | None = own or globals()["__call"]
+    hook: Call | None = globals()["__call"]
     if hook is not None:
         return hook
-    stray = next(
-        (name for name in globals() if name.startswith("_") and name.endswith("__call") and name != "__call"), None
-    )
+    stray = next((name for name in globals() if name.endswith("__call") and name != "__call"), None)
     raise HookNotConfigured(
         f"{asked} cannot be performed, because no call hook is configured: pass FlowExecutor(..., call=f), or "
         f"sequential.install(call=f), where f(category, name, input) performs a tool and returns its result"
@@ -64,7 +61,7 @@ def find_call(own: Call | None, asked: str) -> Call:
     )
 
 
-def find_resume(own: Resume | None) -> Resume | None:
-    """Return the hook that rings the next invocation: the executor's own, the process-wide one, or none."""
-    hook: Resume | None = own or globals()["__resume"]
+def find_resume() -> Resume | None:
+    """Return the process-wide hook that rings the next invocation, or ``None``."""
+    hook: Resume | None = globals()["__resume"]
     return hook

@@ -57,11 +57,11 @@ class Setup(NamedTuple):
         try:
             return self.journal.codec.dumps(value)
         except Exception as error:
-            raise NotEncodable(whose, str(error)) from error
+            raise NotEncodable(whose, message_of(error)) from error
 
     async def ring(self, record: Record) -> None:
         """Ring for the next invocation; should that fail, the sweep rings again."""
-        ring = hooks.find_resume(self.resume)
+        ring = hooks.find_resume() if self.resume is None else self.resume
         if ring is None:
             return
         try:
@@ -113,7 +113,7 @@ class Invocation:
         except GeneratorExit:
             raise  # nothing can be awaited any more; the lease will end by itself
         except BaseException as error:
-            if isinstance(error, Fenced):
+            if isinstance(error, Fenced) and error.id == self._record.id:
                 self._tell("fenced", self._record, error=error)
             await self._release()
             raise
@@ -156,12 +156,16 @@ class Invocation:
         started = clock()
         if isinstance(request, Save):
             return Result(record.step, request.label, None, started, started, None, self._codec.dumps(None))
-        call = hooks.find_call(self._setup.call, request.label)
+        if record.lease and record.lease - started < self._setup.lease * 2 / 3:
+            # Replay, or the workflow itself, took so long that the first renewal might come too late.
+            record = record._replace(lease=started + self._setup.lease)
+            await self._write(record)
+        call = hooks.find_call(request.label) if self._setup.call is None else self._setup.call
         checksum, error = fingerprint(request.input), None
         token = being_called.set(record)
         self._lease.hold(record, call)
         try:
-            box = [call(request.category, request.name, request.input)]
+            box = [call(request.category, request.name, _copied(request.input))]
             if hasattr(box[0], "__await__"):
                 box = [await self._lease.hold_during(box.pop(), record)]
         except SequentialError:
@@ -176,7 +180,7 @@ class Invocation:
             data = self._codec.dumps(box.pop())
         except Exception as refused:
             whose = f"the result of {request.label} (step {record.step} of execution {record.id!r})"
-            raise NotEncodable(whose, str(refused)) from refused
+            raise NotEncodable(whose, message_of(refused)) from refused
         return Result(record.step, request.label, checksum, started, clock(), error, data)
 
     def _time_is_up(self, deadline: float) -> str:
@@ -194,12 +198,15 @@ class Invocation:
             old.id, old.run, old.token + 1, old.step + 1, "running", old.workflow, old.input, old.version, due, lease
         )
         failure = self._progress.close() if reason else None
-        if failure is not None:
+        if isinstance(failure, Exception):
             record = _parked(record, "failed", failure)
-        await self._write(record, result)
+        written = self._journal.commit(record, old.token, result)
+        if written is not None:
+            await written
+        self._record = record
         self._tell("committed", record, result.asked)
         if failure is not None:
-            self._tell("failed", record, error=failure)
+            self._tell(record.status, record, error=failure)
             raise failure
         if reason:
             self._tell("paused", record, reason)
@@ -235,14 +242,21 @@ class Invocation:
                 await self._write(self._record._replace(token=self._record.token + 1, lease=0.0))
 
     async def _write(self, record: Record, result: Result | None = None) -> None:
-        written = self._journal.commit(record, self._record.token, result)
-        if written is not None:
-            await written
+        await settle(self._journal.commit(record, self._record.token, result))
         self._record = record
 
     def _renew(self, record: Record) -> Maybe[None]:
         """Prolong the lease under the same token: after the next commit, this is refused."""
         return self._journal.commit(record._replace(lease=self._setup.clock() + self._setup.lease), record.token)
+
+
+def _copied(input: Any) -> Any:
+    """Return an input that a tool may change: the workflow keeps its own, as it will on replay."""
+    if isinstance(input, dict):
+        return {key: _copied(value) for key, value in input.items()}
+    if isinstance(input, list):
+        return [_copied(value) for value in input]
+    return input
 
 
 def _parked(record: Record, status: str, error: Exception) -> Record:

@@ -20,6 +20,10 @@ from .storage import Maybe, Record, settle
 T = TypeVar("T")
 
 
+_LONGEST = 86_400.0
+"""Seconds between two renewals at most: what waits cannot wait for ever."""
+
+
 class Lease:
     """The lease of one invocation.
 
@@ -33,7 +37,7 @@ class Lease:
 
     def __init__(self, renew: Callable[[Record], Maybe[None]], length: float) -> None:
         self._renew = renew
-        self._every = length / 3
+        self._every = min(length / 3, _LONGEST)
         self._held: Record | None = None
         self._renewing = allocate_lock()
         self._end: LockType | None = None

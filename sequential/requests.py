@@ -35,13 +35,13 @@ def version() -> Request:
     return {"__version": True}
 
 
-class Tool(NamedTuple):
+class Tool:
     """A tool call, as the executor sees it."""
 
-    label: str
-    category: str
-    name: str
-    input: Any
+    __slots__ = ("category", "input", "label", "name")
+
+    def __init__(self, label: str, category: str, name: str, input: Any) -> None:
+        self.label, self.category, self.name, self.input = label, category, name, input
 
 
 class Save:
@@ -64,6 +64,15 @@ class Return(NamedTuple):
 _SAVE, _VERSION = Save(), Version()
 
 
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be written in UTF-8: a lone surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def parse(value: object) -> Tool | Save | Version | None:
     """Read a yielded value.
 
@@ -75,7 +84,10 @@ def parse(value: object) -> Tool | Save | Version | None:
         if isinstance(asked, (list, tuple)) and len(asked) == 3:  # noqa: PLR2004 - category, name, input
             category, name, input = asked  # a match statement reads better and takes three times as long
             if isinstance(category, str) and isinstance(name, str):
-                return Tool(f"tool {category}.{name}", category, name, input)
+                # A dot in both would make two tools look alike.
+                label = f"tool {category}.{name}" if "." not in category else f"tool {category!r}.{name}"
+                if label.isascii() or is_unicode(label):
+                    return Tool(label, category, name, input)
         if value.get("__save") is True:
             return _SAVE
         if value.get("__version") is True:

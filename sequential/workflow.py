@@ -70,12 +70,12 @@ class Progress:
         except Exception as error:
             return Raised(error)
 
-    def close(self) -> Exception | None:
+    def close(self) -> BaseException | None:
         """Leave the workflow where it stands, and return what its ``finally`` bodies raise at that, if anything."""
         try:
             if self._generator is not None:
                 self._generator.close()
-        except Exception as error:
+        except BaseException as error:
             error.add_note(
                 "raised while the workflow was left at a pause: `finally` and `with` bodies around a yield run at "
                 "every pause, and must neither yield nor fail; make cleanup that is to happen once a step"
@@ -93,7 +93,7 @@ def check(workflow: object) -> str:
     what = f"{workflow!r:.100}"
     if isinstance(workflow, GeneratorType):
         raise InvalidWorkflow(
-            f"{what} is a generator that already began: give the function, `{workflow.__name__}`, and its input apart"
+            f"{what} is what calling `{workflow.__name__}` returns: give the function, and its input apart"
         )
     function = _function(workflow)
     if function is None:
@@ -123,6 +123,8 @@ def name_all(workflows: Iterable[Workflow[Any]]) -> dict[str, Workflow[Any]]:
     Raises:
         InvalidWorkflow: When one is not a workflow, or two share a name.
     """
+    if callable(workflows):
+        raise InvalidWorkflow(f"workflows= takes several: write workflows=[{check(workflows)}]")
     named: dict[str, Workflow[Any]] = {}
     for workflow in workflows:
         name = check(workflow)
@@ -157,5 +159,5 @@ def _describe(yielded: object, generator: Generator[Any, Any, Any]) -> str:
     place = f"{inner.gi_code.co_filename}:{inner.gi_frame.f_lineno}"
     return (
         f"{inner.gi_code.co_qualname} yielded {yielded!r:.200} ({place}), which is not a request: yield "
-        f"tool(category, name, input), save() or version(); for a sub-workflow write `yield from`"
+        f"tool(category, name, input) with texts for category and name, save() or version(); for a sub-workflow, `yield from`"
     )

@@ -902,8 +902,8 @@ def test_a_wrong_yield_is_told_with_its_place() -> None:
     line = sub.__code__.co_firstlineno + 1
     assert str(caught.value) == (
         f"test_a_wrong_yield_is_told_with_its_place.<locals>.sub yielded {{'__tool': ['api', 'user']}} "
-        f"({__file__}:{line}), which is not a request: yield tool(category, name, input), save() or version(); "
-        f"for a sub-workflow write `yield from`"
+        f"({__file__}:{line}), which is not a request: yield tool(category, name, input) with texts for category "
+        f"and name, save() or version(); for a sub-workflow, `yield from`"
     )
     status = flow.status_sync("y")
     assert status is not None
@@ -915,7 +915,7 @@ def test_a_wrong_yield_is_told_with_its_place() -> None:
     [
         None, 5, "tool", [], {}, {"__save": 1}, {"__save": False}, {"__version": None}, {"__tool": "abc"}, {"__tool": ["a", 1, {}]},
         {"__tool": [1, "a", {}]}, {"__tool": ["a", "b", {}], "extra": 1}, {"__tool": ["a", "b", {}, 1]}, [tool("a", "b")], {"__call": []},
-        iter([]), {"__tool": {"a", "b", "c"}},
+        iter([]), {"__tool": {"a", "b", "c"}}, tool("a\ud800", "b"),
     ],
 )  # fmt: skip
 def test_what_is_not_a_request_is_refused(wrong: Any) -> None:
@@ -984,3 +984,105 @@ def test_a_commit_that_the_store_refuses_is_not_taken_for_done() -> None:
     storage.full = False
     clock.advance(120.0)
     assert run_to_end(flow, workflow, "d")[-1] == RETURNED
+
+
+def test_a_tool_may_change_its_input_and_the_workflow_keeps_its_own() -> None:
+    def sorting() -> Flow:
+        rows = yield tool("db", "rows")
+        best = yield tool("calc", "max", {"rows": rows})
+        yield tool("api", "log", best)
+        return [rows, best]
+
+    def call(category: str, name: str, input: Any) -> Any:
+        if name == "max":
+            input["rows"].sort()
+            return input.pop("rows")[-1]
+        return [3, 1, 2]
+
+    for budget in (0.0, 1e9):
+        flow = FlowExecutor(MemoryStorage(), call=call, budget=budget)
+        assert run_to_end(flow, sorting, "s")[-1] == [[3, 1, 2], 3]
+
+
+def test_a_lease_nearly_used_up_by_replay_is_renewed_before_the_call() -> None:
+    clock, leases = FakeClock(), list[float]()
+    storage = MemoryStorage()
+
+    def thinks() -> Flow:
+        clock.advance(100.0)
+        yield tool("api", "one")
+        clock.advance(130.0)
+        yield tool("api", "two")
+
+    def call(category: str, name: str, input: Any) -> None:
+        record = storage.read("t")
+        assert record is not None
+        leases.append(record.lease - clock.now)
+
+    flow = FlowExecutor(storage, call=call, clock=clock, budget=1e9)
+    flow.execute_sync(thinks, "t")
+    assert leases == [120.0, 120.0]
+
+
+def test_what_a_finally_raises_at_a_pause_does_not_cost_the_step() -> None:
+    calls: list[str] = []
+
+    def exits() -> Flow:
+        try:
+            yield tool("api", "one")
+            yield tool("api", "two")
+        finally:
+            raise SystemExit
+
+    flow = FlowExecutor(MemoryStorage(), call=lambda category, name, input: calls.append(name))
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            flow.execute_sync(exits, "x")
+    assert calls == ["one", "two"]
+    status = flow.status_sync("x")
+    assert status is not None
+    assert (status.step, status.status, status.busy) == (2, "running", False)
+
+
+def test_a_nested_flow_that_was_fenced_does_not_fence_the_outer() -> None:
+    events: list[Event] = []
+
+    def call(category: str, name: str, input: Any) -> None:
+        raise Fenced("inner", 1)
+
+    flow = FlowExecutor(MemoryStorage(), call=call, observe=events.append)
+    with pytest.raises(Fenced):
+        flow.execute_sync(workflow, "outer", {"user_id": 1})
+    assert "fenced" not in [event.kind for event in events]
+
+
+def test_tools_whose_names_differ_only_in_a_dot_are_told_apart() -> None:
+    names = iter([("a.b", "c"), ("a", "b.c")])
+
+    def dotted() -> Flow:
+        yield tool(*next(names))
+        yield save()
+
+    flow = FlowExecutor(MemoryStorage(), call=echo)
+    flow.execute_sync(dotted, "d")
+    with pytest.raises(
+        Diverged, match=r"recorded \"tool 'a.b'.c\" at step 0, but its workflow now asks for 'tool a.b.c'"
+    ):
+        flow.execute_sync(dotted, "d")
+
+
+@pytest.mark.parametrize("version", ["1", 2**70, None])
+def test_a_version_that_no_store_could_keep_is_refused(version: Any) -> None:
+    with pytest.raises(ValueError, match="version must be an int of at most 64 bits"):
+        FlowExecutor(MemoryStorage(), version=version)
+
+
+def test_an_endless_lease_is_no_trouble() -> None:
+    flow = FlowExecutor(MemoryStorage(), call=echo, lease=math.inf)
+    assert flow.execute_sync(workflow, "l", {"user_id": 1}) == {"paused": "l", "step": 0}
+
+
+@pytest.mark.parametrize("options", [{"call": 3}, {"resume": "http://x"}, {"observe": 3}])
+def test_a_hook_that_cannot_be_called_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"{next(iter(options))}= must be a function, got"):
+        FlowExecutor(MemoryStorage(), **options)

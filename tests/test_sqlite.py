@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -411,34 +410,100 @@ class TestOwners:
         storage.close()
 
 
-def test_a_child_may_close_what_its_parent_has_opened(storage: SQLiteStorage) -> None:
-    storage.claim(record(), 0.0, True)
-    inherited = storage._connection
-    assert inherited is not None
-    storage._process -= 1  # as a fork would leave it
+FORK = """if True:
+    import os, sys, threading
+    from sequential import FlowExecutor, tool
+    from sequential.stores.sqlite import SQLiteStorage
+
+    def workflow(input):
+        for number in range(input["steps"]):
+            yield tool("api", "call", {"number": number})
+        return "done"
+
+    storage = SQLiteStorage(sys.argv[1], timeout=20.0)
+    flow = FlowExecutor(storage, call=lambda *_: 1, workflows=[workflow], retain=True, budget=1e9)
+
+    def fork(child):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                child()
+            except BaseException as error:
+                print(repr(error), flush=True)
+                os._exit(1)
+            os._exit(0)
+        return pid
+"""
+
+
+def run_python(code: str, *arguments: object) -> list[str]:
+    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_what_a_forked_child_commits_outlives_its_parents_connection(path: Path, storage: SQLiteStorage) -> None:
+    """SQLite's locks belong to a process: a child that inherited their account would write into a deleted file."""
+    code = """
+    for number in range(3):
+        flow.start_sync(workflow, {"steps": 3}, f"e{number}")
+    reader, writer = os.pipe()
+    children = [fork(lambda id=f"e{number}": (os.read(reader, 1), flow.resume_sync(id))) for number in range(3)]
     storage.close()
-    assert inherited.execute("SELECT count(*) FROM sequential_executions").fetchone() == (1,)
-    assert storage.read("one") == record()
-    inherited.close()
-    sqlite._inherited.remove(inherited)
+    os.write(writer, b"go!")
+    print([os.waitpid(child, 0)[1] for child in children])
+    """
+    assert run_python(FORK + code, path) == ["[0, 0, 0]"]
+    for number in range(3):
+        status = FlowExecutor(storage).status_sync(f"e{number}")
+        assert status is not None
+        assert (status.status, status.value) == ("finished", "done")
 
 
-def _resume_in_child(storage: SQLiteStorage, queue: Any) -> None:
-    queue.put((FlowExecutor(storage, call=echo).execute_sync(workflow, "f"), storage._owner))
+def test_a_daemon_outlives_the_process_that_started_it(path: Path, storage: SQLiteStorage) -> None:
+    code = """
+    flow.start_sync(workflow, {"steps": 3}, "e")
+    reader, writer = os.pipe()
+    fork(lambda: (os.close(writer), os.read(reader, 1), flow.resume_sync("e"), print("done", flush=True)))
+    """
+    assert run_python(FORK + code, path) == ["done"]
+    status = FlowExecutor(storage).status_sync("e")
+    assert status is not None
+    assert status.status == "finished"
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-@pytest.mark.parametrize("opened", [True, False])
-def test_a_forked_child_opens_the_file_anew(storage: SQLiteStorage, opened: bool) -> None:
-    flow = FlowExecutor(storage, call=echo)
-    if opened:
-        flow.execute_sync(workflow, "f")
-    context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    child = context.Process(target=_resume_in_child, args=(storage, queue))
-    child.start()
-    outcome, owner = queue.get()
-    child.join()
-    assert outcome == {"paused": "f", "step": 1 if opened else 0}
-    assert owner.split()[-2] == str(child.pid)
-    assert flow.execute_sync(workflow, "f") == ({"n": 2} if opened else {"paused": "f", "step": 1})
+def test_a_child_forked_while_a_thread_commits_can_write(path: Path, storage: SQLiteStorage) -> None:
+    code = """
+    flow.execute_sync(workflow, "first", {"steps": 1})  # whoever forks within a thread's first import is stuck in Python
+    ended = threading.Event()
+    def busy(name):
+        number = 0
+        while not ended.is_set():
+            number += 1
+            flow.execute_sync(workflow, f"{name}-{number}", {"steps": 5})
+    threads = [threading.Thread(target=busy, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    statuses = []
+    for number in range(15):
+        child = fork(lambda: flow.execute_sync(workflow, f"child-{number}", {"steps": 2}))
+        statuses.append(os.waitpid(child, 0)[1])
+    ended.set()
+    for thread in threads:
+        thread.join()
+    print(statuses)
+    """
+    assert run_python(FORK + code, path) == [str([0] * 15)]
+    for number in range(15):
+        assert storage.read(f"child-{number}") is not None
+
+
+def test_a_database_in_memory_is_copied_by_a_fork() -> None:
+    code = """
+    flow.execute_sync(workflow, "before", {"steps": 2})
+    child = fork(lambda: print(flow.execute_sync(workflow, "child", {"steps": 2}), flow.status_sync("before").value, flush=True))
+    os.waitpid(child, 0)
+    print(flow.status_sync("before").value, flow.status_sync("child"))
+    """
+    assert run_python(FORK + code, ":memory:") == ["done done", "done None"]

@@ -41,7 +41,7 @@ def needs_keyword(input: Any, *, other: Any) -> Flow:
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
-        (good({}), "is a generator that already began: give the function, `good`, and its input apart"),
+        (good({}), "is what calling `good` returns: give the function, and its input apart"),
         (
             async_generator,
             "async_generator is an async generator: write `def`, and `yield tool(...)` instead of `await`",
@@ -139,3 +139,8 @@ def test_what_is_no_storage_is_refused() -> None:
     )
     with pytest.raises(TypeError, match="the class MemoryStorage, not an instance of it was given as a storage"):
         FlowExecutor(MemoryStorage)  # type: ignore[arg-type]
+
+
+def test_one_workflow_in_place_of_a_list_is_refused() -> None:
+    with pytest.raises(InvalidWorkflow, match=r"workflows= takes several: write workflows=\[good\]"):
+        FlowExecutor(MemoryStorage(), workflows=good)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

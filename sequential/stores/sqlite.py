@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from time import monotonic, sleep
 from typing import Any, Literal, TypeVar
+from weakref import WeakSet
 
 from ..codec import Codec, JSONCodec
 from ..errors import Fenced, StorageError
@@ -79,10 +80,12 @@ _STEP = f"INSERT INTO sequential_steps VALUES ({', '.join('?' * 17)})"
 _RESULT = f"INSERT OR REPLACE INTO sequential_results VALUES (({_KEY} << 32) + 1 + ?, ?, ?, ?, ?, ?, %s)"
 _SMALL, _LARGE = _RESULT % "?", _RESULT % "zeroblob(?)"
 _RESULTS = (
-    "SELECT position, asked, fingerprint, started, ended, error, "
-    "length(data), CASE WHEN length(data) <= ? THEN data END "
+    "SELECT (position & 4294967295) - 1, asked, fingerprint, started, ended, error, "
+    "CASE WHEN length(data) <= ? THEN data END "
     f"FROM sequential_results WHERE position > ({_KEY} << 32) + ? AND position <= ({_KEY} << 32) + ? ORDER BY position"
 )
+
+_MEMORY = ":memory:"
 
 _PAGE = 1 << 20
 """Bytes after which a page of results ends; a larger result goes in and out by itself, without a second copy."""
@@ -105,7 +108,7 @@ class SQLiteStorage(Journal):
     """A Journal in one SQLite file.
 
     The file is opened at the first use and its tables are created then.  One object serves any number of
-    threads; a forked child opens the file anew.  The lease of a process of this host that has died is void at
+    threads, and may be used on both sides of a fork.  The lease of a process of this host that has died is void at
     once.
 
     Args:
@@ -130,23 +133,19 @@ class SQLiteStorage(Journal):
         if synchronous not in {"FULL", "NORMAL"}:
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', got {synchronous!r}")
         self.codec = codec or JSONCodec()
-        self._path = ":memory:" if path == ":memory:" else os.path.abspath(path)  # wherever it is opened again
+        self._path = _MEMORY if path == _MEMORY else os.path.abspath(path)  # wherever it is opened again
         self._synchronous = synchronous
         self._timeout = timeout
         self._lock = allocate_lock()
         self._connection: sqlite3.Connection | None = None
         self._level = ""
         self._owner: str | None = None
-        self._process = os.getpid()
+        _storages.add(self)
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
-        if self._process != os.getpid():
-            self._begin_as_child()
         with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            self._disconnect()
 
     def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
         """Take a lease without waiting for the disk, or create a record and wait for it."""
@@ -176,16 +175,8 @@ class SQLiteStorage(Journal):
 
     def commit(self, record: Record, token: int, result: Result | None = None) -> None:
         """Write a record and a result in one transaction."""
-        if record.lease and result is not None and len(result.data) <= _PAGE:
-            progress = (record.token, record.step, record.status, record.due, record.lease)
-            step = (record.id, record.run, token, *progress, record.attempts, record.error, *result)
-            try:
-                self._run(lambda connection: connection.execute(_STEP, step), self._synchronous, begin=False)
-            except StorageError as error:
-                if not isinstance(error.__cause__, sqlite3.IntegrityError):
-                    raise
-            else:
-                return
+        if record.lease and result is not None and self._step(record, token, result):
+            return
 
         def write(connection: sqlite3.Connection) -> None:
             if not self._update(connection, record, token):
@@ -195,22 +186,34 @@ class SQLiteStorage(Journal):
 
         self._run(write, self._synchronous)
 
+    def _step(self, record: Record, token: int, result: Result) -> bool:
+        """Commit in a single statement, and return whether that was enough: if not, the long way tells why."""
+        progress = (record.token, record.step, record.status, record.due, record.lease, record.attempts, record.error)
+        with self._lock:
+            connection = self._connection
+            if connection is None or self._level != self._synchronous or len(result.data) > _PAGE:
+                return False
+            try:
+                connection.execute(_STEP, (record.id, record.run, token, *progress, *result))
+            except sqlite3.Error:
+                return False
+        return True
+
     def results(self, record: Record, start: int, stop: int) -> list[Result]:
         """Read a page of results."""
         page: list[Result] = []
 
         def read(connection: sqlite3.Connection) -> None:
             size, which = 0, (record.id, record.run)
-            cursor = connection.execute(_RESULTS, (_PAGE, *which, start, *which, stop))
-            for position, asked, checksum, started, ended, error, length, data in cursor:
-                if data is None:
-                    with connection.blobopen("sequential_results", "data", position, readonly=True) as blob:
-                        data = blob.read()  # noqa: PLW2901 - one name, so that it is held only once
-                page.append(Result((position & _LAST) - 1, asked, checksum, started, ended, error, data))
-                size += length
+            for row in connection.execute(_RESULTS, (_PAGE, *which, start, *which, stop)):
+                if row[-1] is None:
+                    if not page:
+                        page.append(Result._make((*row[:-1], self._read_large(connection, record, start))))
+                    break
+                page.append(Result._make(row))
+                size += len(row[-1])
                 if size >= _PAGE:
                     break
-            cursor.close()
 
         self._run(read)
         if not page or page[0].step != start:
@@ -252,16 +255,14 @@ class SQLiteStorage(Journal):
 
         self._run(write, self._synchronous)
 
-    def _run(self, work: Callable[[sqlite3.Connection], T], level: str = "", begin: bool = True) -> T:
+    def _run(self, work: Callable[[sqlite3.Connection], T], level: str = "") -> T:
         """Do `work` alone on the connection; what SQLite raises then names the file and the remedy.
 
         Args:
             work: What to do.
-            level: Whether a write waits for the disk at its end; left out, nothing is written.
-            begin: Whether to make a transaction of it, which any exception undoes; a single statement is one.
+            level: Makes a transaction of it, which any exception undoes, and says whether its end waits for the
+                disk; left out, nothing is written.
         """
-        if self._process != os.getpid():
-            self._begin_as_child()
         with self._lock:
             try:
                 connection = self._connection or self._open()
@@ -270,8 +271,6 @@ class SQLiteStorage(Journal):
                 if self._level != level:
                     connection.execute(f"PRAGMA synchronous = {level}")
                     self._level = level
-                if not begin:
-                    return work(connection)
                 try:
                     connection.execute("BEGIN IMMEDIATE")
                     done = work(connection)
@@ -299,18 +298,21 @@ class SQLiteStorage(Journal):
         with connection.blobopen("sequential_results", "data", row) as blob:
             blob.write(data)
 
+    def _read_large(self, connection: sqlite3.Connection, record: Record, step: int) -> bytes:
+        (key,) = connection.execute(f"SELECT {_KEY}", (record.id, record.run)).fetchone()
+        with connection.blobopen("sequential_results", "data", (key << 32) + 1 + step, readonly=True) as blob:
+            return blob.read()
+
     def _changing(self, record: Record) -> tuple[object, ...]:
         held = bool(record.lease)
         owner = self._owner if held else None
         progress = (record.token, record.step, record.status, record.due, record.lease)
         return (*progress, record.attempts, record.error, held, owner)
 
-    def _begin_as_child(self) -> None:
-        """Let go of what a fork has copied: the connection, and a lock that a thread of the parent may hold."""
-        self._process, self._lock = os.getpid(), allocate_lock()
+    def _disconnect(self) -> None:
         if self._connection is not None:
-            _inherited.append(self._connection)
-            self._connection = None
+            self._connection.close()
+            self._connection, self._level = None, ""
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, self._timeout, isolation_level=None, check_same_thread=False)
@@ -324,8 +326,28 @@ class SQLiteStorage(Journal):
         return connection
 
 
-_inherited: list[sqlite3.Connection] = []
-"""Connections of a parent process: a forked child may neither use them nor close them."""
+_storages: WeakSet[SQLiteStorage] = WeakSet()
+_forking: list[SQLiteStorage] = []
+
+
+def _before_fork() -> None:
+    """Close every file: SQLite's own account of its locks must not be copied into another process."""
+    for storage in list(_storages):
+        storage._lock.acquire()
+        _forking.append(storage)
+        if storage._path != _MEMORY:
+            storage._disconnect()
+
+
+def _after_fork() -> None:
+    while _forking:
+        _forking.pop()._lock.release()
+
+
+# See https://www.sqlite.org/howtocorrupt.html, section 2.6; where there is no fork, there is no need.
+getattr(os, "register_at_fork", lambda **_: None)(
+    before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+)
 
 
 def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> None:

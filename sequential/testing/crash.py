@@ -180,7 +180,7 @@ async def _run(  # noqa: C901 - the parts of one experiment, in their order
 
     async def mortal_call(category: str, name: str, input: Any) -> Any:
         tool = f"tool {category}.{name}"
-        return await process.around(tool, find_call(call, tool), category, name, input)
+        return await process.around(tool, call or find_call(tool), category, name, input)
 
     async def mortal_resume(id: str) -> None:
         await process.around("resume", lambda _: None, id)
