@@ -184,7 +184,7 @@ def main(kill: bool) -> None:
     threading.Thread(target=world.serve_forever, daemon=True).start()
     flow = FlowExecutor(SQLiteStorage(DATABASE), resume=world.resume, workflows=[digest])
     before = flow.status_sync(EXECUTION)
-    print(f"{EXECUTION}: {'started' if before is None else f'going on after step {before.step - 1}'}", flush=True)
+    print(f"{EXECUTION}: {'started' if before is None else f'going on, {before.step} steps are done'}", flush=True)
     if kill:
         world.kill_at = random.randint(1, max(1, 5 - (before.step if before else 0)))
     try:
@@ -200,7 +200,7 @@ def main(kill: bool) -> None:
     if world.result is None:
         raise SystemExit("a function failed, see above; run it again, and it goes on from here")
     print(f"{EXECUTION}: {world.result}")
-    print(f"in {world.invocations} processes, {world.requests} requests, {len(world.published)} published")
+    print(f"in {world.invocations} processes, with {world.requests} requests")
 
 
 if __name__ == "__main__":

@@ -117,8 +117,6 @@ class Invocation:
                 self._tell("fenced", self._record, error=error)
             await self._release()
             raise
-        finally:
-            self._lease.end()
 
     async def _replay(self) -> Tool | Save | Return | Raised:
         """Send the saved results into the fresh workflow, page by page, and return what it asks for then."""

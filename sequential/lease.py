@@ -1,16 +1,18 @@
 """Keep an invocation's lease while a call outlasts a third of it.
 
-A slow tool must not be taken for a dead process, or another invocation would run it again.  While a call
-blocks, nothing but a second thread can write, so one waits beside it; while a call is awaited, a timer of
-the event loop does, and no thread is needed.
+A slow tool must not be taken for a dead process, or another invocation would run it again.  While a call is
+awaited, a timer of the event loop renews.  While a call blocks, only another thread can: one serves all calls
+of the process, is started by the first of them and ends when it wakes up and none is left.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from _thread import LockType, allocate_lock, start_new_thread  # `threading` takes longer to import than all of this
+from _thread import allocate_lock, start_new_thread  # `threading` takes longer to import than all of this
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from time import monotonic
 from typing import Any, TypeVar
 
 from .blocking import is_async, needs_event_loop
@@ -33,31 +35,39 @@ class Lease:
         length: How long a lease is, in seconds.
     """
 
-    __slots__ = ("_end", "_every", "_held", "_renew", "_renewing")
+    __slots__ = ("_every", "_held", "_renew", "_renewing", "due")
 
     def __init__(self, renew: Callable[[Record], Maybe[None]], length: float) -> None:
         self._renew = renew
         self._every = min(length / 3, _LONGEST)
         self._held: Record | None = None
         self._renewing = allocate_lock()
-        self._end: LockType | None = None
+        self.due = 0.0
+        """When the next renewal is, by the monotonic clock."""
 
     def hold(self, record: Record, call: object) -> None:
         """Keep the lease of `record` from now on, though `call` may block this thread."""
-        if record.lease:
-            if self._end is None and not is_async(call):
-                self._end = allocate_lock()
-                self._end.acquire()
-                with suppress(RuntimeError):  # there are no threads (WebAssembly): only awaited calls are covered
-                    start_new_thread(self._watch, (self._end,))
-            self._held = record
+        if record.lease and not is_async(call):
+            self._held, self.due = record, monotonic() + self._every
+            _watch.add(self)
 
     def let_go(self) -> None:
         """Keep it no longer; if a renewal is just being written, wait for that."""
-        self._held = None
-        if self._renewing.locked():
-            with self._renewing:
-                pass
+        if self._held is not None:
+            self._held = None
+            _watch.remove(self)
+            if self._renewing.locked():
+                with self._renewing:
+                    pass
+
+    def renew(self) -> None:
+        """Renew, from another thread than the one that holds."""
+        self.due += self._every
+        with self._renewing, suppress(Exception):
+            if self._held is not None:
+                written = self._renew(self._held)
+                if isinstance(written, Coroutine):  # an async store belongs to its loop, not to this thread
+                    written.close()
 
     async def hold_during(self, outcome: Awaitable[T], record: Record) -> T:
         """Return what `outcome` comes to, and keep the lease of `record` meanwhile."""
@@ -87,18 +97,51 @@ class Lease:
             if renewal is not None:
                 await renewal  # many a client refuses two writes at once
 
-    def end(self) -> None:
-        """Let the thread go, if there is one."""
-        if self._end is not None:
-            self._end.release()
 
-    def _watch(self, end: LockType) -> None:
-        while not end.acquire(timeout=self._every):
-            with self._renewing, suppress(Exception):
-                if self._held is not None:
-                    written = self._renew(self._held)
-                    if isinstance(written, Coroutine):  # an async store belongs to its loop, not to this thread
-                        written.close()
+class _Watch:
+    """The thread that renews while calls block, and the leases it has to look after."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin without a thread, as a forked child does."""
+        self.leases: set[Lease] = set()
+        self._lock, self._bell = allocate_lock(), allocate_lock()
+        self._bell.acquire()
+        self._running, self._wakes_at = False, 0.0
+
+    def add(self, lease: Lease) -> None:
+        with self._lock:
+            self.leases.add(lease)
+            if not self._running:
+                with suppress(RuntimeError):  # there are no threads (WebAssembly): only awaited calls are covered
+                    start_new_thread(self.run, ())
+                    self._running = True
+            elif lease.due < self._wakes_at and self._bell.locked():
+                self._bell.release()
+
+    def remove(self, lease: Lease) -> None:
+        with self._lock:
+            self.leases.discard(lease)
+
+    def run(self) -> None:
+        """Renew what is due, until there is nothing left to look after."""
+        while True:
+            with self._lock:
+                if not self.leases:
+                    self._running = False
+                    return
+                self._wakes_at = min(lease.due for lease in self.leases)
+            self._bell.acquire(timeout=max(0.0, self._wakes_at - monotonic()))
+            with self._lock:
+                due = [lease for lease in self.leases if lease.due <= monotonic()]
+            for lease in due:
+                lease.renew()
+
+
+_watch = _Watch()
+getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_watch.reset)
 
 
 def _running_loop() -> Any:

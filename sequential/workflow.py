@@ -157,7 +157,8 @@ def _describe(yielded: object, generator: Generator[Any, Any, Any]) -> str:
     while isinstance(inner.gi_yieldfrom, GeneratorType):
         inner = inner.gi_yieldfrom
     place = f"{inner.gi_code.co_filename}:{inner.gi_frame.f_lineno}"
+    allowed = "tool(category, name, input) with texts for category and name, save() or version()"
     return (
-        f"{inner.gi_code.co_qualname} yielded {yielded!r:.200} ({place}), which is not a request: yield "
-        f"tool(category, name, input) with texts for category and name, save() or version(); for a sub-workflow, `yield from`"
+        f"{inner.gi_code.co_qualname} yielded {yielded!r:.200} ({place}), which is not a request: yield {allowed}; "
+        f"for a sub-workflow, `yield from`"
     )

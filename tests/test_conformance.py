@@ -63,6 +63,11 @@ class Forgetful(PlainStorage):
         self.states.setdefault(id, state)
 
 
+class Keeping(PlainStorage):
+    def delete(self, id: str) -> None:
+        self.states.pop(id, None)
+
+
 class Sloppy(PlainStorage):
     def get_result(self, id: str, step: int) -> Any:
         value = super().get_result(id, step)
@@ -107,6 +112,7 @@ def failures(suite: type, storage: type) -> list[str]:
         (DueTests, AlwaysDue, "test_the_earliest_come_first_and_only_those_whose_time_has_come"),
         (RemoveTests, Leftovers, "test_nothing_of_a_removed_run_is_seen_by_the_next"),
         (StorageTests, Forgetful, "test_the_last_state_that_was_set_is_the_one_kept"),
+        (StorageTests, Keeping, "test_deleting_is_no_error_twice_and_leaves_a_fresh_start"),
         (StorageTests, Sloppy, "test_every_value_comes_back_as_it_went_in"),
         (StorageTests, Sharing, "test_executions_do_not_see_each_other"),
     ],

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import threading
 from collections.abc import Callable, Generator
 from time import monotonic
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from sequential import FlowExecutor, tool
-from sequential.lease import Lease
+from sequential.lease import Lease, _Watch, _watch
 from sequential.storage import Record, Result
 from sequential.stores.memory import MemoryStorage
 from sequential.stores.sqlite import SQLiteStorage
@@ -50,13 +49,9 @@ def workflow() -> Generator[Any, Any, Any]:
     return (yield tool("api", "two"))
 
 
-def lease_threads() -> int:
-    return _thread._count() - threading.active_count() + 1
-
-
 def wait_until_no_thread_is_left() -> None:
     deadline = monotonic() + PATIENCE
-    while lease_threads():
+    while _watch._running:
         assert monotonic() < deadline
 
 
@@ -78,6 +73,7 @@ def test_a_blocking_call_is_covered_by_a_thread_which_ends_with_the_invocation()
     flow = FlowExecutor(storage, call=blocking_call(storage, seen), lease=LEASE, budget=1e9)
     assert flow.execute_sync(workflow, "l") == "two"
     assert seen == [(0, True)] * 2
+    assert not _watch.leases
     wait_until_no_thread_is_left()
 
 
@@ -93,11 +89,10 @@ def test_a_blocking_call_under_an_event_loop_is_covered_too() -> None:
 def test_an_awaited_call_is_covered_by_the_event_loop(asynchronous: bool, disguised: bool) -> None:
     watched = Watched()
     storage = AsyncJournal(watched) if asynchronous else watched
-    threads: list[int] = []
-    wait_until_no_thread_is_left()
+    watched_by_thread: list[int] = []
 
     async def call(category: str, name: str, input: Any) -> Any:
-        threads.append(lease_threads())
+        watched_by_thread.append(len(_watch.leases))
         renewals, deadline = watched.renewals, monotonic() + PATIENCE
         while watched.renewals < renewals + 3:
             assert monotonic() < deadline
@@ -109,7 +104,7 @@ def test_an_awaited_call_is_covered_by_the_event_loop(asynchronous: bool, disgui
 
     flow = FlowExecutor(storage, call=looks_plain if disguised else call, lease=LEASE, budget=1e9)
     assert asyncio.run(flow.execute(workflow, "l")) == "two"
-    assert threads[-1] == int(disguised)  # of the first, the thread may just be starting
+    assert watched_by_thread == [0, 0]
 
 
 def test_nothing_is_renewed_after_a_call_and_nothing_during_a_short_one() -> None:
@@ -187,44 +182,65 @@ def test_where_there_are_no_threads_a_call_goes_on_without(monkeypatch: pytest.M
     assert FlowExecutor(MemoryStorage(), call=lambda *_: 1).execute_sync(workflow, "n") == {"paused": "n", "step": 0}
 
 
-class Beats:
-    """A lock that is let go at the third time of asking."""
-
-    def __init__(self) -> None:
-        self.asked: list[float] = []
-
-    def acquire(self, timeout: float) -> bool:
-        self.asked.append(timeout)
-        return len(self.asked) == 3
-
-
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_what_the_thread_does(asynchronous: bool) -> None:
+def test_what_the_thread_does(asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same as above, in this thread, where coverage can see it."""
-    renewed: list[Record] = []
+    renewed: list[float] = []
+    watch = _Watch()
+    monkeypatch.setattr("sequential.lease._watch", watch)
+    monkeypatch.setattr("sequential.lease.start_new_thread", lambda *_: None)
 
-    async def renew_later(record: Record) -> None:
-        renewed.append(record)
+    def renew(record: Record) -> Any:
+        renewed.append(monotonic())
+        if len(renewed) == 3:
+            watch.leases.clear()
+        return later() if asynchronous else None
 
-    lease = Lease(renew_later if asynchronous else renewed.append, 30.0)
-    beats: Any = Beats()
-    lease._held = Record("w", "run")
-    lease._watch(beats)
-    assert beats.asked == [10.0] * 3
-    assert renewed == ([] if asynchronous else [lease._held] * 2)
-    lease.let_go()
-    lease._watch(cast("Any", Beats()))
-    assert len(renewed) == (0 if asynchronous else 2)
+    async def later() -> None:
+        raise AssertionError
+
+    slow, quick = Lease(renew, 3000.0), Lease(renew, 0.006)
+    began = monotonic()
+    slow.hold(Record("slow", "run", lease=1.0), print)
+    quick.hold(Record("quick", "run", lease=1.0), print)
+    assert watch._running
+    watch.run()
+    assert not watch._running
+    assert len(renewed) == 3
+    assert began + 0.002 <= renewed[0] <= renewed[1] - 0.001
+    quick.let_go()
+    quick.renew()
+    assert len(renewed) == 3
+
+
+def test_a_shorter_lease_wakes_the_thread() -> None:
+    storage, started = Watched(), threading.Event()
+    done = threading.Event()
+
+    def waits(category: str, name: str, input: Any) -> None:
+        started.set()
+        assert done.wait(PATIENCE)
+
+    long = threading.Thread(
+        target=FlowExecutor(MemoryStorage(), call=waits, lease=600.0).execute_sync, args=(workflow, "a")
+    )
+    long.start()
+    assert started.wait(PATIENCE)
+    try:
+        flow = FlowExecutor(storage, call=lambda *_: storage.wait_for(2), lease=LEASE)
+        assert flow.execute_sync(workflow, "b") == {"paused": "b", "step": 0}
+    finally:
+        done.set()
+        long.join()
 
 
 def test_a_plain_storage_has_no_lease_to_keep() -> None:
     counts: list[int] = []
-    wait_until_no_thread_is_left()
 
     async def call(category: str, name: str, input: Any) -> None:
-        counts.append(lease_threads())
+        counts.append(len(_watch.leases))
 
-    FlowExecutor(PlainStorage(), call=lambda *_: counts.append(lease_threads())).execute_sync(workflow, "p")
+    FlowExecutor(PlainStorage(), call=lambda *_: counts.append(len(_watch.leases))).execute_sync(workflow, "p")
     asyncio.run(FlowExecutor(PlainStorage(), call=call).execute(workflow, "p"))
     assert counts == [0] * 2
 

@@ -87,9 +87,9 @@ def test_the_web_handler_of_the_readme_runs_to_the_end(namespace: dict[str, Any]
     try:
         assert post("/start/web-1") == "web-1"
         deadline = monotonic() + 20.0
-        while (status := post("/status/web-1"))[1] != "finished":
+        while (status := post("/status/web-1"))["status"] != "finished":
             assert monotonic() < deadline
-        assert status[-1] == {"user": 123, "posts": ["first", "second"]}
+        assert status["value"] == {"user": 123, "posts": ["first", "second"]}
     finally:
         server.shutdown()
         thread.join()

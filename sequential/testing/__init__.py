@@ -6,6 +6,11 @@
 * `FakeClock` is time that moves only when told to.
 """
 
+import sys
+
+if "pytest" in sys.modules:  # so that a failing test shows its values
+    sys.modules["pytest"].register_assert_rewrite("sequential.testing.conformance")
+
 from .conformance import (
     ClaimTests,
     CommitTests,
