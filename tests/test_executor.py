@@ -1077,6 +1077,14 @@ def test_a_version_that_no_store_could_keep_is_refused(version: Any) -> None:
         FlowExecutor(MemoryStorage(), version=version)
 
 
+def test_a_tool_may_have_a_name_in_any_script() -> None:
+    def named() -> Flow:
+        return (yield tool("größe", "名前", {"n": 1}))
+
+    flow = FlowExecutor(MemoryStorage(), call=echo, budget=1e9)
+    assert flow.execute_sync(named, "n") == {"n": 1}
+
+
 def test_an_endless_lease_is_no_trouble() -> None:
     flow = FlowExecutor(MemoryStorage(), call=echo, lease=math.inf)
     assert flow.execute_sync(workflow, "l", {"user_id": 1}) == {"paused": "l", "step": 0}

@@ -105,6 +105,11 @@ def test_every_public_thing_has_a_docstring() -> None:
         assert getattr(sequential, name).__doc__, name
 
 
+def test_the_test_kit_needs_no_pytest() -> None:
+    code = "import sys, sequential.testing; assert 'pytest' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_package_is_typed() -> None:
     assert (PACKAGE / "py.typed").exists()
 
