@@ -26,6 +26,10 @@ _LONGEST = 86_400.0
 """Seconds between two renewals at most: what waits cannot wait for ever."""
 
 
+_IDLE = 1.0
+"""Seconds for which the thread stays when it has nothing to do: starting one anew takes longer than many a call."""
+
+
 class Lease:
     """The lease of one invocation.
 
@@ -126,13 +130,15 @@ class _Watch:
             self.leases.discard(lease)
 
     def run(self) -> None:
-        """Renew what is due, until there is nothing left to look after."""
+        """Renew what is due, until there has been nothing to look after for a while."""
+        idle = False
         while True:
             with self._lock:
-                if not self.leases:
+                if idle and not self.leases:
                     self._running = False
                     return
-                self._wakes_at = min(lease.due for lease in self.leases)
+                idle = not self.leases
+                self._wakes_at = min((lease.due for lease in self.leases), default=monotonic() + _IDLE)
             self._bell.acquire(timeout=max(0.0, self._wakes_at - monotonic()))
             with self._lock:
                 due = [lease for lease in self.leases if lease.due <= monotonic()]
