@@ -9,9 +9,12 @@
 import sys
 
 if "pytest" in sys.modules:  # so that a failing test shows its values
-    sys.modules["pytest"].register_assert_rewrite("sequential.testing.conformance")
+    sys.modules["pytest"].register_assert_rewrite("sequential.testing.conformance", "sequential.testing.journals")
 
-from .conformance import (
+from .conformance import StorageTests
+from .crash import crash_points
+from .fakes import FakeClock
+from .journals import (
     ClaimTests,
     CommitTests,
     ConcurrencyTests,
@@ -19,10 +22,7 @@ from .conformance import (
     JournalTests,
     RemoveTests,
     ResultsTests,
-    StorageTests,
 )
-from .crash import crash_points
-from .fakes import FakeClock
 
 __all__ = [
     "ClaimTests",
