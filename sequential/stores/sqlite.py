@@ -315,7 +315,7 @@ class SQLiteStorage(Journal):
             self._connection, self._level = None, ""
 
     def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, self._timeout, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False)
         try:
             _switch_to_wal(connection, self._timeout)
             _create_tables(connection, self._path)
