@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -56,7 +57,7 @@ def test_nothing_is_opened_before_the_first_use_and_closing_is_no_end(path: Path
 
 
 def test_it_lives_beside_the_users_own_tables(path: Path, storage: SQLiteStorage) -> None:
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE mine (value)")
         connection.execute("PRAGMA user_version = 42")
     storage.claim(record(), 0.0, True)

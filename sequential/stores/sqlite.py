@@ -122,6 +122,8 @@ class SQLiteStorage(Journal):
         StorageError: From every method, naming the file, what failed, and the remedy.
     """
 
+    _connection: sqlite3.Connection | None = None
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -137,10 +139,13 @@ class SQLiteStorage(Journal):
         self._synchronous = synchronous
         self._timeout = timeout
         self._lock = allocate_lock()
-        self._connection: sqlite3.Connection | None = None
         self._level = ""
         self._owner: str | None = None
         _storages.add(self)
+
+    def __del__(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
 
     def close(self) -> None:
         """Close the file; the next use opens it again."""
