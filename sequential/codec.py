@@ -55,7 +55,7 @@ class JSONCodec:
         try:
             if not _is_large(value):
                 text = "".join(_json()[2](value, 0))
-                if text.count("[") + text.count("{") > _DEEP:
+                if len(text) > _DEEP and text.count("[") + text.count("{") > _DEEP:
                     _refuse_depth_and_keys(value)
                 return text.encode()
             # In one go, a large text would stand in memory three times; piece by piece, it is no more than twice.
@@ -80,7 +80,11 @@ class JSONCodec:
         text = data.decode()
         del data
         decoder = _json()[1]
-        value, end = decoder.raw_decode(text)
+        try:
+            value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]
+        except StopIteration:
+            value, end = None, -1
+        # What decode() does beside it takes longer, and matters only to errors, or white space around the value.
         return value if end == len(text) else decoder.decode(text)
 
 

@@ -117,13 +117,16 @@ class Invocation:
                 self._tell("fenced", self._record, error=error)
             await self._release()
             raise
+        finally:
+            self._lease.end()
 
     async def _replay(self) -> Tool | Save | Return | Raised:
         """Send the saved results into the fresh workflow, page by page, and return what it asks for then."""
         record, step, listens = self._record, 0, self._setup.observer.listens
-        request = self._progress.advance()
+        advance, loads = self._progress.advance, self._codec.loads
+        request = advance()
         while step < record.step:
-            page = await settle(self._journal.results(record, step, record.step))
+            page = await settle(self._journal.results(record, step, record.step, True))
             page.reverse()
             while page:
                 asked = page[-1].asked
@@ -134,7 +137,7 @@ class Invocation:
                         await self._park("diverged", Diverged(record.id, step, asked, request.label))
                 if listens:
                     self._compare(request, step, page[-1].fingerprint)
-                request = self._send(page)
+                request = advance(loads(page.pop().data))
                 step += 1
         self._tell("replayed", record, f"{step} steps")
         return request
@@ -153,7 +156,7 @@ class Invocation:
         record, clock = self._record, self._setup.clock
         started = clock()
         if isinstance(request, Save):
-            return Result(record.step, request.label, None, started, started, None, self._codec.dumps(None))
+            return Result(record.step, request.label, None, self._codec.dumps(None), started, started)
         if record.lease and record.lease - started < self._setup.lease * 2 / 3:
             # Replay, or the workflow itself, took so long that the first renewal might come too late.
             record = record._replace(lease=started + self._setup.lease)
@@ -179,7 +182,7 @@ class Invocation:
         except Exception as refused:
             whose = f"the result of {request.label} (step {record.step} of execution {record.id!r})"
             raise NotEncodable(whose, message_of(refused)) from refused
-        return Result(record.step, request.label, checksum, started, clock(), error, data)
+        return Result(record.step, request.label, checksum, data, started, clock(), error)
 
     def _time_is_up(self, deadline: float) -> str:
         """Return why to pause after a tool call, or nothing."""
@@ -218,7 +221,7 @@ class Invocation:
             except NotEncodable as error:
                 await self._park("failed", error)
             finished = record._replace(token=record.token + 1, status="finished", due=None, lease=0.0, error=None)
-            await self._write(finished, Result(record.step, "return", None, now, now, None, data))
+            await self._write(finished, Result(record.step, "return", None, data, now, now))
             value = self._codec.loads(data)  # what whoever asks later gets
         else:
             await settle(self._journal.remove(record.id, record))

@@ -39,34 +39,42 @@ class Lease:
         length: How long a lease is, in seconds.
     """
 
-    __slots__ = ("_every", "_held", "_renew", "_renewing", "due")
+    __slots__ = ("_every", "_held", "_renew", "_renewing", "_watched", "due")
 
     def __init__(self, renew: Callable[[Record], Maybe[None]], length: float) -> None:
         self._renew = renew
         self._every = min(length / 3, _LONGEST)
         self._held: Record | None = None
         self._renewing = allocate_lock()
+        self._watched = False
         self.due = 0.0
         """When the next renewal is, by the monotonic clock."""
 
     def hold(self, record: Record, call: object) -> None:
         """Keep the lease of `record` from now on, though `call` may block this thread."""
-        if record.lease and not is_async(call):
-            self._held, self.due = record, monotonic() + self._every
+        if not self._watched:
+            if not record.lease or is_async(call):
+                return
+            self._watched, self.due = True, monotonic() + self._every
             _watch.add(self)
+        self._held = record
 
     def let_go(self) -> None:
         """Keep it no longer; if a renewal is just being written, wait for that."""
-        if self._held is not None:
-            self._held = None
+        self._held = None
+        if self._renewing.locked():
+            with self._renewing:
+                pass
+
+    def end(self) -> None:
+        """Hold nothing any more."""
+        if self._watched:
+            self._watched = False
             _watch.remove(self)
-            if self._renewing.locked():
-                with self._renewing:
-                    pass
 
     def renew(self) -> None:
-        """Renew, from another thread than the one that holds."""
-        self.due += self._every
+        """Renew while a call blocks, from another thread than the one that holds."""
+        self.due = monotonic() + self._every
         with self._renewing, suppress(Exception):
             if self._held is not None:
                 written = self._renew(self._held)

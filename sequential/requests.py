@@ -9,7 +9,8 @@ helper                              plain dict                                  
 ==================================  ==========================================  =======================================
 """
 
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 Request = dict[str, Any]
 
@@ -54,14 +55,24 @@ class Version:
     """A question that is answered at once."""
 
 
-class Return(NamedTuple):
+class Return:
     """The workflow's end: not yielded, but replay compares it with what was recorded like any request."""
 
-    value: Any
-    label: str = "return"
+    label = "return"
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 _SAVE, _VERSION = Save(), Version()
+
+
+@lru_cache  # a workflow asks for few tools, but often
+def _label(category: str, name: str) -> str | None:
+    """Return what a tool is recorded as, or ``None`` when its name cannot be stored."""
+    # A dot in both would make two tools look alike.
+    label = f"tool {category}.{name}" if "." not in category else f"tool {category!r}.{name}"
+    return label if is_unicode(label) else None
 
 
 def is_unicode(text: str) -> bool:
@@ -84,9 +95,8 @@ def parse(value: object) -> Tool | Save | Version | None:
         if isinstance(asked, (list, tuple)) and len(asked) == 3:  # noqa: PLR2004 - category, name, input
             category, name, input = asked  # a match statement reads better and takes three times as long
             if isinstance(category, str) and isinstance(name, str):
-                # A dot in both would make two tools look alike.
-                label = f"tool {category}.{name}" if "." not in category else f"tool {category!r}.{name}"
-                if label.isascii() or is_unicode(label):
+                label = _label(category, name)
+                if label is not None:
                     return Tool(label, category, name, input)
         if value.get("__save") is True:
             return _SAVE

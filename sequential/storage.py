@@ -66,11 +66,11 @@ class Result(NamedTuple):
     """What the workflow asked for (``"tool api.user"``, ``"save"``, ``"return"``); empty: not recorded."""
     fingerprint: int | None = None
     """A checksum of the tool's input; ``None``: not recorded."""
+    data: bytes = b""
     started: float | None = None
     ended: float | None = None
     error: str | None = None
     """The type's name when the tool raised."""
-    data: bytes = b""
 
 
 class Storage(Protocol):
@@ -177,13 +177,14 @@ class Journal(ABC):
         """
 
     @abstractmethod
-    def results(self, record: Record, start: int, stop: int) -> Maybe[list[Result]]:
+    def results(self, record: Record, start: int, stop: int, brief: bool = False) -> Maybe[list[Result]]:
         """Read saved results in order.
 
         Args:
             record: Whose results; its run must be the stored one.
             start: The first step wanted.
             stop: The step after the last one wanted.
+            brief: Whether ``started``, ``ended`` and ``error`` may be left out, because nobody will look at them.
 
         Returns:
             A page: at least the first result wanted, more as long as their size stays moderate (about a
@@ -284,7 +285,7 @@ class PlainJournal(Journal):
         written = self._storage.set_result(record.id, result.step, self.codec.loads(result.data))
         return then(written, lambda _: self._storage.set(record.id, {"step": record.step}))
 
-    def results(self, record: Record, start: int, stop: int) -> Maybe[list[Result]]:
+    def results(self, record: Record, start: int, stop: int, brief: bool = False) -> Maybe[list[Result]]:
         """Read one result: how large several would be is not known beforehand."""
 
         def encode(value: Any) -> list[Result]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable
 from types import FunctionType, GeneratorType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from .blocking import is_async
 from .errors import InvalidWorkflow, InvalidYield, NotSupported
@@ -17,11 +17,13 @@ Workflow = Callable[..., Generator[Any, Any, T]]
 _VARARGS, _GENERATOR, _ASYNC_GENERATOR = 0x04, 0x20, 0x200
 
 
-class Raised(NamedTuple):
+class Raised:
     """The workflow's end by an exception."""
 
-    error: Exception
-    label: str = "raise"
+    label = "raise"
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 class Progress:

@@ -80,7 +80,7 @@ class AsyncJournal(Journal):
     async def commit(self, record: Record, token: int, result: Result | None = None) -> None:
         await self._do(self.inner.commit, record, token, result)
 
-    async def results(self, record: Record, start: int, stop: int) -> list[Result]:
+    async def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:
         return await self._do(self.inner.results, record, start, stop)
 
     async def read(self, id: str) -> Record | None:

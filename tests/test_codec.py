@@ -107,8 +107,8 @@ def test_bytes_that_are_not_json_are_refused(data: bytes) -> None:
         codec.loads(data)
 
 
-def test_white_space_at_the_end_is_no_matter() -> None:
-    assert codec.loads(b'{"a": 1}\n') == {"a": 1}
+def test_white_space_is_no_matter() -> None:
+    assert codec.loads(b'{"a": 1}\n') == codec.loads(b' {"a": 1}') == {"a": 1}
 
 
 def test_a_fingerprint_depends_on_the_value_alone() -> None:

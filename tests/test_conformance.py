@@ -30,13 +30,13 @@ class NoLease(MemoryStorage):
 
 
 class OneRun(MemoryStorage):
-    def results(self, record: Record, start: int, stop: int) -> list[Result]:
+    def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:
         stored = self.read(record.id)
         return super().results(stored or record, start, stop)
 
 
 class Gaps(MemoryStorage):
-    def results(self, record: Record, start: int, stop: int) -> list[Result]:
+    def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:
         return super().results(record, start, stop)[::2]
 
 

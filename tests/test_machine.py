@@ -141,7 +141,7 @@ class Interruptible(Journal):
 
         await self.around(commit)
 
-    async def results(self, record: Record, start: int, stop: int) -> Any:
+    async def results(self, record: Record, start: int, stop: int, brief: bool = False) -> Any:
         # Pages of one, so that a replay can be interrupted too.
         return await self.around(self.inner.results, record, start, start + 1)
 

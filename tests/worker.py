@@ -52,7 +52,7 @@ class Mortal(SQLiteStorage):
         super().commit(record, token, result)
         self.may_die()
 
-    def results(self, record: Record, start: int, stop: int) -> list[Result]:
+    def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:
         self.may_die()
         return super().results(record, start, stop)
 

@@ -51,7 +51,7 @@ class MemoryStorage(Journal):
             if result is not None:
                 self._results[record.id][result.step] = result
 
-    def results(self, record: Record, start: int, stop: int) -> list[Result]:
+    def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:  # noqa: ARG002
         """Read a page of results."""
         with self._lock:
             stored = self._records.get(record.id)

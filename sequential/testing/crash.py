@@ -156,8 +156,8 @@ class _MortalJournal(Journal):
 
         await self._process.around(f"commit of step {record.step} as {record.status}", commit_and_note)
 
-    async def results(self, record: Record, start: int, stop: int) -> list[Result]:
-        page: list[Result] = await self._process.around("results", self._journal.results, record, start, stop)
+    async def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:
+        page: list[Result] = await self._process.around("results", self._journal.results, record, start, stop, brief)
         return page
 
     async def read(self, id: str) -> Record | None:

@@ -32,7 +32,7 @@ class _JournalTests(StorageSuite):
 
     def step(self, record: Record, data: bytes = b"null", **fields: Any) -> Record:
         """Commit the next result and return the record as it then stands."""
-        result = Result(record.step, f"tool t.{record.step}", record.step + 5, _NOW, _NOW + 0.25, None, data)
+        result = Result(record.step, f"tool t.{record.step}", record.step + 5, data, _NOW, _NOW + 0.25)
         record = record._replace(token=record.token + 1, step=record.step + 1, **fields)
         self.ask(self.storage.commit, record, record.token - 1, result)
         return record
@@ -97,7 +97,7 @@ class CommitTests(_JournalTests):
     def test_record_and_result_are_written_together(self) -> None:
         record = self.step(self.create(), b'{"a":1}', status="failed", due=None, lease=0.0, attempts=2, error="E: é")
         assert self.ask(self.storage.read, "one") == record
-        assert self.all_results(record) == [Result(0, "tool t.0", 5, _NOW, _NOW + 0.25, None, b'{"a":1}')]
+        assert self.all_results(record) == [Result(0, "tool t.0", 5, b'{"a":1}', _NOW, _NOW + 0.25)]
 
     def test_every_field_of_a_held_record_is_written(self) -> None:
         record = self.create()
