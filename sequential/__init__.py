@@ -20,12 +20,14 @@ rings for the next invocation and exits; the next one, on any machine, replays t
 
 from .context import Current, current
 from .errors import (
+    AlreadyEnded,
     Diverged,
     EventLoopNeeded,
     Fenced,
     HookNotConfigured,
     IdInUse,
     InvalidId,
+    InvalidName,
     InvalidWorkflow,
     InvalidYield,
     NotEncodable,
@@ -33,15 +35,17 @@ from .errors import (
     SequentialError,
     StorageError,
     UnknownExecution,
+    UnknownTool,
     UnknownWorkflow,
 )
 from .executor import FlowExecutor, Status
 from .hooks import install
-from .invocation import Paused
 from .observe import Event
-from .requests import save, tool, version
+from .paused import Paused
+from .requests import again, save, sleep, tool, version, wait
 
 __all__ = [
+    "AlreadyEnded",
     "Current",
     "Diverged",
     "Event",
@@ -51,6 +55,7 @@ __all__ = [
     "HookNotConfigured",
     "IdInUse",
     "InvalidId",
+    "InvalidName",
     "InvalidWorkflow",
     "InvalidYield",
     "NotEncodable",
@@ -60,10 +65,14 @@ __all__ = [
     "Status",
     "StorageError",
     "UnknownExecution",
+    "UnknownTool",
     "UnknownWorkflow",
+    "again",
     "current",
     "install",
     "save",
+    "sleep",
     "tool",
     "version",
+    "wait",
 ]

@@ -20,6 +20,9 @@ class Current(NamedTuple):
         return f"{self.id}:{self.run}:{self.step}"
 
 
+executing: ContextVar[str] = ContextVar("sequential.executing", default="")
+"""The execution whose workflow runs: the beginning of its idempotency keys, the same at every replay."""
+
 being_called: ContextVar[Record] = ContextVar("sequential.current")
 """The record of the execution whose next step is being called for."""
 

@@ -5,9 +5,12 @@
     |- InvalidWorkflow      what was given is not a generator function
     |- InvalidYield         a workflow yielded something that is not a request
     |- InvalidId            an execution id that no store could carry
+    |- InvalidName          a signal's name, likewise
     |- IdInUse              the id belongs to another workflow, or has another input
     |- UnknownExecution     no such id in the store
     |- UnknownWorkflow      the execution's workflow is not among ``workflows=``
+    |- UnknownTool          no function is registered for the tool that was asked for
+    |- AlreadyEnded         the execution is finished or cancelled
     |- NotSupported         this storage cannot promise what was asked of it
     |- NotEncodable         the codec refused an input, a result or a final value
     |- EventLoopNeeded      a blocking method met something that really waits
@@ -56,6 +59,16 @@ class InvalidId(SequentialError):
         self.id = id
 
 
+class InvalidName(SequentialError):
+    """A signal's name that would not fit into a key or a path."""
+
+    _text = "{0!r} cannot be the name of a signal: use 1 to 200 characters of A-Z a-z 0-9 _ . : @ ~ -"
+
+    def __init__(self, name: object) -> None:
+        super().__init__(name)
+        self.name = name
+
+
 class IdInUse(SequentialError):
     """An execution with this id exists and is not the one that is asked for.
 
@@ -97,6 +110,39 @@ class UnknownWorkflow(SequentialError):
     def __init__(self, id: str, workflow: str, known: str) -> None:
         super().__init__(id, workflow, known)
         self.id, self.workflow, self.known = id, workflow, known
+
+
+class UnknownTool(SequentialError):
+    """No function is registered for the tool that was asked for; nothing is recorded.
+
+    Args:
+        asked: The tool, ``"category.name"``.
+        hint: What is registered instead.
+    """
+
+    _text = "no tool {0!r} is registered: {1}"
+
+    def __init__(self, asked: str, hint: str) -> None:
+        super().__init__(asked, hint)
+        self.asked, self.hint = asked, hint
+
+
+class AlreadyEnded(SequentialError):
+    """The execution is finished or cancelled, so nothing more can happen to it.
+
+    Args:
+        id: The execution's id.
+        status: Its status.
+    """
+
+    _text = (
+        "execution {0!r} is {1}, and nothing more can happen to it: use another id for another execution, or "
+        "delete({0!r}) to begin anew under this one"
+    )
+
+    def __init__(self, id: str, status: str) -> None:
+        super().__init__(id, status)
+        self.id, self.status = id, status
 
 
 class NotSupported(SequentialError):

@@ -1,16 +1,30 @@
 """The executor: claim an execution, have one invocation of it run, tell how executions stand, ring the late ones."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from time import time
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 from zlib import crc32
 
 from . import hooks
 from .blocking import blocking
-from .errors import Fenced, IdInUse, NotSupported, UnknownExecution, UnknownWorkflow
-from .invocation import GRACE, Invocation, Paused, Setup
+from .codec import fingerprint
+from .errors import (
+    AlreadyEnded,
+    Fenced,
+    IdInUse,
+    InvalidName,
+    NotSupported,
+    UnknownExecution,
+    UnknownWorkflow,
+)
+from .invocation import Invocation
+from .names import check_id, is_name, new_run
+from .names import new_id as fresh_id
 from .observe import Event, Observer
-from .storage import ENDED, PARKED, PlainJournal, Record, Storage, check_id, journal_for, new_id, new_run, settle
+from .paused import Paused
+from .setup import GRACE, Setup
+from .storage import CLOSED, PARKED, PlainJournal, Record, Storage, journal_for, page_of, settle
 from .workflow import Workflow, check, name_all
 
 T = TypeVar("T")
@@ -27,7 +41,8 @@ class Status(NamedTuple):
 
     id: str
     status: str
-    """``running``, ``failed``, ``diverged``, ``stuck`` or (with ``retain=True``) ``finished``."""
+    """``running``, ``sleeping``, ``waiting``, ``failed``, ``diverged``, ``stuck``, ``cancelled``, (with
+    ``retain=True``) ``finished``, or ``forking`` while `FlowExecutor.fork` copies."""
     step: int
     """How many steps are recorded."""
     busy: bool
@@ -38,8 +53,13 @@ class Status(NamedTuple):
     attempts: int
     """How often the sweep has rung since the last recorded step."""
     error: str | None
+    waits: str | None
+    """The signal that it waits for."""
     value: Any
-    """The final value when finished."""
+    """The final value when finished; not in a list of several."""
+
+
+_Statuses: TypeAlias = list[Status]
 
 
 class FlowExecutor:
@@ -91,10 +111,11 @@ class FlowExecutor:
         if not isinstance(version, int) or not -(2**63) <= version < 2**63:
             raise ValueError(f"version must be an int of at most 64 bits, got {version!r:.100}")
         journal = journal_for(storage)
-        if retain and isinstance(journal, PlainJournal):
-            raise NotSupported(type(storage).__name__, "retain=True")
         self._workflows = name_all(workflows)
         self._setup = Setup(journal, call, resume, budget, lease, retain, version, Observer(observe), clock)
+        self._plain = type(storage).__name__ if isinstance(journal, PlainJournal) else None
+        if retain:
+            self._needs_journal("retain=True")
 
     async def execute(self, workflow: Workflow[T], id: str | None = None, input: Any = None) -> T | Paused:
         """Begin an execution, or go on with it: perform the next tool call and pause.
@@ -140,7 +161,7 @@ class FlowExecutor:
         record, _ = await settle(self._setup.journal.claim(wanted, self._setup.clock(), True))
         assert record is not None
         self._compare(record, wanted, input)
-        if record.status not in ENDED | PARKED:
+        if record.status not in CLOSED | PARKED:
             await self._setup.ring(record)
         return record.id
 
@@ -171,11 +192,8 @@ class FlowExecutor:
         record = await settle(self._setup.journal.read(check_id(id)))
         if record is None:
             return None
-        value = await self._value(record) if record.status == "finished" else None
-        busy = record.lease > self._setup.clock()
-        return Status(
-            id, record.status, record.step, busy, record.workflow, record.rings_at, record.attempts, record.error, value
-        )
+        status = self._status(record)
+        return status._replace(value=await self._value(record)) if record.status == "finished" else status
 
     async def history(self, id: str) -> list[dict[str, Any]]:
         """List the recorded steps of an execution as JSON values.
@@ -190,15 +208,111 @@ class FlowExecutor:
         Raises:
             UnknownExecution: When there is none.
         """
-        record = await settle(self._setup.journal.read(check_id(id)))
-        if record is None:
-            raise UnknownExecution(id)
-        steps: list[dict[str, Any]] = []
+        record, steps = await self._known(id), list[dict[str, Any]]()
         while len(steps) < record.step:
-            for saved in await settle(self._setup.journal.results(record, len(steps), record.step)):
+            for saved in await page_of(self._setup.journal, record, len(steps), record.step):
                 steps.append(saved._asdict())
                 steps[-1]["result"] = self._setup.journal.codec.loads(steps[-1].pop("data"))
         return steps
+
+    async def signal(self, id: str, name: str, payload: Any = None) -> bool:
+        """Answer the wait of an execution, now or when it comes to it, and ring.
+
+        A name takes one signal: the first stays until the execution waits for it.  Once taken, the name is closed
+        until the execution waits for it again.
+
+        Args:
+            id: The execution's id.
+            name: The signal's name.
+            payload: Any JSON value.
+
+        Returns:
+            Whether this signal was the first; if not, it is not kept.
+
+        Raises:
+            UnknownExecution: When there is none.
+            AlreadyEnded: When it is finished or cancelled.
+            InvalidName, NotEncodable: When the name, or the payload, cannot be stored.
+            NotSupported: On a storage of five methods.
+        """
+        if not is_name(name):
+            raise InvalidName(name)
+        data = self._setup.encode(payload, f"the payload of signal {name!r}")
+        record, kept = await settle(self._setup.journal.signal(check_id(id), name, data, self._setup.clock()))
+        if record is None:
+            raise UnknownExecution(id)
+        if record.status in CLOSED:
+            raise AlreadyEnded(id, record.status)
+        if kept:
+            self._setup.observer.tell("signalled", record, name)
+        if record.waits == name:
+            await self._setup.ring(record)
+        return kept
+
+    async def cancel(self, id: str) -> None:
+        """End an execution: it never runs again, and an invocation in flight is fenced off at its next commit.
+
+        Its record and results stay until `delete`.  A second time is no error.
+
+        Args:
+            id: The execution's id.
+
+        Raises:
+            UnknownExecution: When there is none.
+            AlreadyEnded: When it is finished.
+            NotSupported: On a storage of five methods.
+        """
+        self._needs_journal("cancel")
+        while True:
+            record = await self._known(id)
+            if record.status == "cancelled":
+                return
+            if record.status in CLOSED:
+                raise AlreadyEnded(id, record.status)
+            cancelled = record._replace(token=record.token + 1, status="cancelled", due=None, lease=0.0, waits=None)
+            try:
+                await settle(self._setup.journal.commit(cancelled, record.token))
+            except Fenced:
+                continue  # an invocation has committed meanwhile, or finished
+            self._setup.observer.tell("cancelled", cancelled)
+            return
+
+    async def fork(self, id: str, at: int, new_id: str | None = None) -> str:
+        """Begin another execution with the first recorded results of this one, ring for it and return its id.
+
+        Args:
+            id: The execution to begin like; it stays as it is.
+            at: How many of its results to take over, from 0 to all.
+            new_id: The other's id; left out, a new one.
+
+        Raises:
+            UnknownExecution: When there is none.
+            IdInUse: When there is one of `new_id` already.
+            ValueError: When `at` is out of range.
+            NotSupported: On a storage of five methods.
+        """
+        self._needs_journal("fork")
+        journal, source, now = self._setup.journal, await self._known(id), self._setup.clock()
+        if not 0 <= at <= source.step:
+            raise ValueError(f"execution {id!r} has {source.step} recorded steps, so at= is from 0 to that, not {at!r}")
+        begun = (fresh_id() if new_id is None else check_id(new_id), new_run(), *source[2:6])
+        copy, created = await settle(journal.claim(Record(*begun, status="forking"), now, True))
+        if not created or copy is None:
+            raise IdInUse(begun[0], "a history", "of its own", f"the first steps of {id!r}")
+        try:
+            copied = 0
+            while copied < at:
+                for saved in await page_of(journal, source, copied, at):
+                    await settle(journal.save(copy, saved))
+                    copied += 1
+            forked = copy._replace(token=copy.token + 1, step=at, status="running", due=self._setup.clock() + GRACE)
+            await settle(journal.commit(forked, copy.token))
+        except Exception:
+            with suppress(Exception):
+                await settle(journal.remove(copy.id, copy))
+            raise
+        await self._setup.ring(forked)
+        return forked.id
 
     async def delete(self, id: str) -> None:
         """Forget an execution and its results; an invocation in flight is fenced off, an unknown id is no error.
@@ -247,21 +361,42 @@ class FlowExecutor:
                 rung.append(record.id)
         return rung
 
+    async def list(
+        self, status: str | None = None, workflow: str | None = None, limit: int = 100, after: str | None = None
+    ) -> _Statuses:
+        """List how executions stand, in the order of their ids.
+
+        Args:
+            status: Only those of this status; left out, all.
+            workflow: Only those of the workflow of this name; left out, all.
+            limit: How many at most.
+            after: The last id of the list before; left out, from the first on.
+
+        Raises:
+            NotSupported: On a storage of five methods.
+        """
+        records = await settle(self._setup.journal.find(after or "", limit, status, workflow))
+        return [self._status(record) for record in records]
+
     execute_sync = blocking(execute)
     start_sync = blocking(start)
     resume_sync = blocking(resume)
     status_sync = blocking(status)
     history_sync = blocking(history)
+    signal_sync = blocking(signal)
+    cancel_sync = blocking(cancel)
+    fork_sync = blocking(fork)
     delete_sync = blocking(delete)
     sweep_sync = blocking(sweep)
+    list_sync = blocking(list)  # noqa: A003 - the method above is meant
 
     def _record(self, workflow: Workflow[Any], id: str | None, input: Any) -> Record:
         """Return the record that a new execution begins with, held by this invocation."""
         setup = self._setup
         name, now = check(workflow), setup.clock()
-        id = new_id() if id is None else check_id(id)
+        id = fresh_id() if id is None else check_id(id)
         data = setup.encode({} if input is None else input, f"the input of execution {id!r}")
-        return Record(id, new_run(), 1, 0, "running", name, data, setup.version, now, now + setup.lease)
+        return Record(id, new_run(), name, data, setup.version, token=1, due=now, lease=now + setup.lease)
 
     async def _invoke(self, wanted: Record, create: bool, find: Callable[[Record], Workflow[Any]]) -> Any:
         """Claim an execution and run one invocation of it, or tell why not."""
@@ -274,7 +409,11 @@ class FlowExecutor:
             find(record)
         if record.status == "finished":
             return await self._value(record)
-        return Paused(record.id, record.step - 1, "busy")
+        if record.status not in CLOSED:
+            return Paused(record.id, record.step - 1, "busy")
+        if create:
+            raise AlreadyEnded(record.id, record.status)
+        return None
 
     def _compare(self, record: Record, wanted: Record, input: Any) -> None:
         """Refuse an id that belongs to another workflow or has another input."""
@@ -282,7 +421,7 @@ class FlowExecutor:
             raise IdInUse(record.id, "workflow", record.workflow, wanted.workflow)
         if input is not None and record.input != wanted.input:
             recorded, given = map(self._setup.journal.codec.loads, (record.input, wanted.input))
-            if recorded != given:
+            if recorded != given and (record.first_input is None or record.first_input != fingerprint(given)):
                 raise IdInUse(record.id, "input", f"{recorded!r:.80}", f"{given!r:.80}")
 
     def _find(self, record: Record) -> Workflow[Any]:
@@ -292,7 +431,25 @@ class FlowExecutor:
         except KeyError:
             raise UnknownWorkflow(record.id, record.workflow, ", ".join(self._workflows)) from None
 
+    def _needs_journal(self, what: str) -> None:
+        """Refuse what five methods would silently not do."""
+        if self._plain is not None:
+            raise NotSupported(self._plain, what)
+
+    async def _known(self, id: str) -> Record:
+        """Return the record of an execution."""
+        record = await settle(self._setup.journal.read(check_id(id)))
+        if record is None:
+            raise UnknownExecution(id)
+        return record
+
     async def _value(self, record: Record) -> Any:
         """Return the final value of a finished execution."""
-        page = await settle(self._setup.journal.results(record, record.step, record.step + 1))
+        page = await page_of(self._setup.journal, record, record.step, record.step + 1)
         return self._setup.journal.codec.loads(page.pop().data)
+
+    def _status(self, record: Record) -> Status:
+        """Return how an execution stands, apart from its value."""
+        busy, due = record.lease > self._setup.clock(), record.rings_at
+        standing = (record.id, record.status, record.step, busy, record.workflow, due, record.attempts, record.error)
+        return Status(*standing, record.waits, None)

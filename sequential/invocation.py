@@ -1,75 +1,23 @@
 """One invocation of an execution: replay, perform, commit, ring.
 
-It begins when the lease is taken, and ends when the workflow does, when its budget is spent, or by an error.
-Whatever happens to it in between, the record in the store tells the next one where to go on.
+It begins when the lease is taken, and ends when the workflow does, when it is to wait, when the budget is spent, or
+by an error.  Whatever happens to it in between, the record in the store tells the next one where to go on.
 """
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-from . import hooks
+from .calls import Caller
 from .codec import fingerprint
-from .context import being_called
-from .errors import Diverged, Fenced, NotEncodable, SequentialError, message_of
+from .errors import Diverged, Fenced, NotEncodable, message_of
 from .lease import Lease
-from .observe import Observer
-from .requests import Return, Save, Tool
-from .storage import Journal, Maybe, Record, Result, settle
+from .names import new_run
+from .paused import Paused
+from .requests import Again, Gather, Return, Save, Sleep, Step, Tool, Wait
+from .setup import GRACE, Setup
+from .storage import Maybe, Record, Result, page_of, settle
 from .workflow import Progress, Raised, Workflow
-
-GRACE = 30.0
-"""Seconds after a pause by which the callback should have come: above any cold start, below human patience."""
-
-
-class Paused(dict[str, Any]):
-    """What ``execute`` and ``resume`` return when the workflow has not ended: ``{"paused": id, "step": n}``.
-
-    Args:
-        id: The execution's id.
-        step: The index of the last step performed; -1 before the first.
-        reason: Why it paused: ``"tool"``, ``"save"``, ``"budget"``, or ``"busy"`` when another invocation
-            holds the lease and nothing was run.
-    """
-
-    __slots__ = ("reason",)
-
-    def __init__(self, id: str, step: int, reason: str) -> None:
-        super().__init__(paused=id, step=step)
-        self.reason = reason
-
-
-class Setup(NamedTuple):
-    """What an executor was given."""
-
-    journal: Journal
-    call: hooks.Call | None
-    resume: hooks.Resume | None
-    budget: float
-    lease: float
-    retain: bool
-    version: int
-    observer: Observer
-    clock: Callable[[], float]
-
-    def encode(self, value: Any, whose: str) -> bytes:
-        """Return `value` as bytes; `whose` it is, is said when the codec refuses it."""
-        try:
-            return self.journal.codec.dumps(value)
-        except Exception as error:
-            raise NotEncodable(whose, message_of(error)) from error
-
-    async def ring(self, record: Record) -> None:
-        """Ring for the next invocation; should that fail, the sweep rings again."""
-        ring = hooks.find_resume() if self.resume is None else self.resume
-        if ring is None:
-            return
-        try:
-            await settle(ring(record.id))
-        except Exception as error:
-            self.observer.tell("ring failed", record, "the sweep will ring again", error)
-        else:
-            self.observer.tell("rang", record)
 
 
 class Invocation:
@@ -80,13 +28,16 @@ class Invocation:
         record: The record as it was claimed.
     """
 
-    __slots__ = ("_codec", "_journal", "_lease", "_progress", "_record", "_setup", "_tell")
+    __slots__ = ("_ahead", "_caller", "_codec", "_journal", "_lease", "_progress", "_record", "_setup", "_tell")
 
     def __init__(self, setup: Setup, record: Record) -> None:
         self._setup, self._record = setup, record
         self._journal, self._codec, self._tell = setup.journal, setup.journal.codec, setup.observer.tell
         self._lease = Lease(self._renew, setup.lease)
-        self._progress = Progress(record.version)
+        self._caller = Caller(setup, self._lease)
+        self._progress = Progress(record)
+        self._ahead = record.token > 1
+        """Whether an earlier invocation may have saved results beyond the record's step."""
 
     async def run(self, find: Callable[[Record], Workflow[Any]]) -> Any:
         """Replay, then perform and commit until the budget is spent, and ring; or finish.
@@ -96,20 +47,10 @@ class Invocation:
         """
         try:
             self._tell("claimed", self._record)
-            deadline = self._setup.clock() + self._setup.budget
-            self._progress.begin(find(self._record), self._codec.loads(self._record.input))
-            request = await self._replay()
-            while isinstance(request, (Tool, Save)):
-                page = [await self._perform(request)]
-                reason = "save" if isinstance(request, Save) else self._time_is_up(deadline)
-                await self._commit(page[0], reason)
-                if reason:
-                    await self._setup.ring(self._record)
-                    return Paused(self._record.id, self._record.step - 1, reason)
-                request = self._send(page)
-            if isinstance(request, Raised):
-                await self._park("failed", request.error)
-            return await self._finish(request.value)
+            workflow = find(self._record)
+            if await self._is_early():
+                return await self._rest(self._record)
+            return await self._go_on(workflow)
         except GeneratorExit:
             raise  # nothing can be awaited any more; the lease will end by itself
         except BaseException as error:
@@ -120,113 +61,234 @@ class Invocation:
         finally:
             self._lease.end()
 
-    async def _replay(self) -> Tool | Save | Return | Raised:
+    async def _go_on(self, workflow: Workflow[Any]) -> Any:
+        """Do one step after the other, and one round after the other, to the end or to a pause."""
+        deadline = self._setup.clock() + self._setup.budget
+        while True:
+            self._progress.begin(workflow, self._codec.loads(self._record.input))
+            request = await self._replay()
+            while not isinstance(request, (Return, Raised)):
+                done = await self._perform(request)
+                if isinstance(done, Record):
+                    return await self._rest(done)
+                page, result = done
+                if (paused := await self._commit(request, page, result, deadline)) is not None:
+                    return paused
+                del done, result  # the page gives it up when it is sent
+                request = self._send(request, page)
+            if isinstance(request, Raised):
+                await self._park("failed", request.error)
+            if not isinstance(request, Again):
+                return await self._finish(request.value)
+            if (paused := await self._restart(request.value, deadline)) is not None:
+                return paused
+
+    async def _replay(self) -> Step | Return | Raised:
         """Send the saved results into the fresh workflow, page by page, and return what it asks for then."""
         record, step, listens = self._record, 0, self._setup.observer.listens
         advance, loads = self._progress.advance, self._codec.loads
-        request = advance()
+        request, page = advance(), list[Result]()
         while step < record.step:
-            page = await settle(self._journal.results(record, step, record.step, True))
-            page.reverse()
-            while page:
-                asked = page[-1].asked
-                if asked != request.label:
-                    if isinstance(request, Raised) or (isinstance(request, Return) and not asked):
+            page = page or await self._page(step)
+            asked = page[-1].asked
+            if asked != request.label:
+                if isinstance(request, Gather):
+                    if step + len(request.tools) > record.step:  # a fork in the midst of it
+                        self._record, self._ahead = record._replace(step=step), True
                         return request
-                    if asked:  # a storage of five methods does not know what was
-                        await self._park("diverged", Diverged(record.id, step, asked, request.label))
-                if listens:
-                    self._compare(request, step, page[-1].fingerprint)
-                request = advance(loads(page.pop().data))
-                step += 1
+                    saved: list[Result] = []
+                    for each in request.tools:
+                        page = page or await self._page(step)
+                        await self._check(each, page[-1])
+                        saved.append(page.pop())
+                        step += 1
+                    request = self._send(request, saved[::-1])
+                    continue
+                if isinstance(request, Raised) or (isinstance(request, Return) and not asked):
+                    return request
+                await self._check(request, page[-1])
+            elif listens:
+                await self._check(request, page[-1])
+            request = advance(loads(page.pop().data))
+            step += 1
         self._tell("replayed", record, f"{step} steps")
         return request
 
-    def _compare(self, request: Tool | Save | Return | Raised, step: int, checksum: int | None) -> None:
-        """Tell when a tool is asked for with another input than the one its result was recorded for."""
-        if checksum is not None and isinstance(request, Tool) and fingerprint(request.input) != checksum:
-            self._tell("input changed", self._record._replace(step=step), request.label)
+    async def _page(self, step: int) -> list[Result]:
+        """Read a page of results, the last one first."""
+        page = await page_of(self._journal, self._record, step, self._record.step, True)
+        self._progress.enter()
+        page.reverse()
+        return page
 
-    def _send(self, page: list[Result]) -> Tool | Save | Return | Raised:
-        """Send the last result of `page` into the workflow; the page gives it up, so that it is held only once."""
+    async def _check(self, request: Step | Return | Raised, saved: Result) -> None:
+        """Park the execution if it asks for something else than was recorded; tell if with another input."""
+        # A storage of five methods does not know what was asked.
+        if saved.asked and saved.asked != request.label:
+            await self._park("diverged", Diverged(self._record.id, saved.step, saved.asked, request.label))
+        if (
+            self._setup.observer.listens
+            and isinstance(request, Tool)
+            and saved.fingerprint not in {None, fingerprint(request.input)}
+        ):
+            self._tell("input changed", self._record._replace(step=saved.step), request.label)
+
+    def _send(self, request: Step, page: list[Result]) -> Step | Return | Raised:
+        """Send results, the last one first, into the workflow; the page gives them up, so that each is held once."""
+        self._progress.enter()
+        if isinstance(request, Gather):
+            return self._progress.advance([self._codec.loads(page.pop().data) for _ in request.tools])
         return self._progress.advance(self._codec.loads(page.pop().data))
 
-    async def _perform(self, request: Tool | Save) -> Result:
-        """Call the tool and return its result, or its error as a value."""
-        record, clock = self._record, self._setup.clock
-        started = clock()
-        if isinstance(request, Save):
-            return Result(record.step, request.label, None, self._codec.dumps(None), started, started)
-        if record.lease and record.lease - started < self._setup.lease * 2 / 3:
-            # Replay, or the workflow itself, took so long that the first renewal might come too late.
-            record = record._replace(lease=started + self._setup.lease)
-            await self._write(record)
-        call = hooks.find_call(request.label) if self._setup.call is None else self._setup.call
-        checksum, error = fingerprint(request.input), None
-        token = being_called.set(record)
-        self._lease.hold(record, call)
-        try:
-            box = [call(request.category, request.name, _copied(request.input))]
-            if hasattr(box[0], "__await__"):
-                box = [await self._lease.hold_during(box.pop(), record)]
-        except SequentialError:
-            raise
-        except Exception as raised:
-            box, error = [{"__error": message_of(raised)}], type(raised).__name__
-        finally:
-            self._lease.let_go()
-            being_called.reset(token)
-        self._tell("called", record, request.label)
-        try:
-            data = self._codec.dumps(box.pop())
-        except Exception as refused:
-            whose = f"the result of {request.label} (step {record.step} of execution {record.id!r})"
-            raise NotEncodable(whose, message_of(refused)) from refused
-        return Result(record.step, request.label, checksum, data, started, clock(), error)
+    async def _perform(self, request: Step) -> tuple[list[Result], Result] | Record:
+        """Do what is asked for.
 
-    def _time_is_up(self, deadline: float) -> str:
-        """Return why to pause after a tool call, or nothing."""
-        if self._setup.clock() < deadline:
-            return ""
-        return "budget" if self._setup.budget else "tool"
+        Returns:
+            The results, the last one first, and that of them which is still to be committed; if it is not time yet,
+            the record of an execution that waits.
+        """
+        record, now = self._record, self._setup.clock()
+        if isinstance(request, Tool):
+            saved = await self._saved_ahead([request]) if request.once else {}
+            result = saved.get(record.step)
+            if result is None:
+                result = await self._caller.call(request, await self._freshen(now))
+            return [result], result
+        if isinstance(request, Gather):
+            steps = dict(enumerate(request.tools, record.step))
+            saved = await self._saved_ahead(request.tools)
+            missing = {step: tool for step, tool in steps.items() if step not in saved}
+            come = await self._caller.call_together(missing, await self._freshen(now))
+            saved.update((result.step, result) for result in come)
+            page = [saved[step] for step in reversed(steps)]
+            return page, come[-1] if come else page[0]
+        data, error = self._codec.dumps(None), None
+        if isinstance(request, Sleep):
+            wake = now + request.seconds if record.wake is None else record.wake
+            if now < wake:
+                return record._replace(wake=wake)
+        elif isinstance(request, Wait):
+            payload = await settle(self._journal.received(record, request.name))
+            if payload is not None:
+                data = payload
+            elif request.timeout is None:
+                return record._replace(wake=None, waits=request.name)
+            else:
+                wake = now + request.timeout if record.wake is None else record.wake
+                if now < wake:
+                    return record._replace(wake=wake, waits=request.name)
+                data, error = self._codec.dumps({"__error": "timeout"}), "timeout"
+        result = Result(record.step, request.label, None, data, now, now, error)
+        return [result], result
 
-    async def _commit(self, result: Result, reason: str) -> None:
-        """Write the result and the record; at a pause, leave the workflow first and give the lease back."""
+    async def _saved_ahead(self, requests: list[Tool]) -> dict[int, Result]:
+        """Return what an earlier invocation has saved of the next steps without committing it, by step."""
+        first, saved = self._record.step, dict[int, Result]()
+        start, stop = first, first + len(requests)
+        while self._ahead and start < stop:
+            page = await settle(self._journal.results(self._record, start, stop))
+            for result in page:
+                if result.asked:
+                    await self._check(requests[result.step - first], result)
+                    saved[result.step] = result
+            start = page[-1].step + 1 if page else stop
+        return saved
+
+    async def _freshen(self, now: float) -> Record:
+        """Renew the lease if so much of it is gone that the first renewal during a call might come too late."""
+        record = self._record
+        if record.lease and record.lease - now < self._setup.lease * 2 / 3:
+            await self._write(record._replace(lease=now + self._setup.lease))
+        return self._record
+
+    async def _commit(self, request: Step, page: list[Result], result: Result, deadline: float) -> Paused | None:
+        """Write the result and the record, and pause if the time is up."""
         old, now = self._record, self._setup.clock()
+        spent = "" if now < deadline else "budget" if self._setup.budget else "tool"
+        reason = "save" if isinstance(request, Save) else spent
         due, lease = (now + GRACE, 0.0) if reason else (old.due, old.lease and now + self._setup.lease)
         # Spelled out, because _replace would take as long as all the rest of this method.
-        record = Record(
-            old.id, old.run, old.token + 1, old.step + 1, "running", old.workflow, old.input, old.version, due, lease
-        )
-        failure = self._progress.close() if reason else None
-        if isinstance(failure, Exception):
-            record = _parked(record, "failed", failure)
-        written = self._journal.commit(record, old.token, result)
-        if written is not None:
-            await written
-        self._record = record
-        self._tell("committed", record, result.asked)
-        if failure is not None:
-            self._tell(record.status, record, error=failure)
-            raise failure
+        record = Record(*old[:6], old.token + 1, old.step + len(page), "running", due, lease)
+        self._ahead = False
+        taken = request.name if isinstance(request, Wait) and result.error is None else None
         if reason:
-            self._tell("paused", record, reason)
+            return await self._pause(record, reason, result, taken=taken)
+        await self._write(record, result, taken=taken)
+        return None
+
+    async def _is_early(self) -> bool:
+        """Whether nothing has happened yet that this execution waits for."""
+        record = self._record
+        ripe = record.wake is not None and self._setup.clock() >= record.wake
+        if record.waits is None:
+            return record.status == "sleeping" and not ripe
+        return not ripe and await settle(self._journal.received(record, record.waits)) is None
+
+    async def _rest(self, record: Record) -> Paused:
+        """Leave the execution alone until its time comes, or its signal."""
+        status, reason = ("waiting", "wait") if record.waits else ("sleeping", "sleep")
+        token = self._record.token + 1
+        resting = record._replace(token=token, status=status, due=record.wake, lease=0.0, attempts=0, error=None)
+        try:
+            return await self._pause(resting, reason, absent=record.waits)
+        except Fenced:
+            if record.waits is None or await settle(self._journal.received(record, record.waits)) is None:
+                raise
+        # The signal came at this very moment, when it saw the lease held and left the ringing to us.
+        paused = await self._pause(resting._replace(due=self._setup.clock()), reason)
+        await self._setup.ring(self._record)
+        return paused
+
+    async def _restart(self, input: Any, deadline: float) -> Paused | None:
+        """Begin the next round in place of this one, and pause if the time is up."""
+        old, now = self._record, self._setup.clock()
+        data = await self._encode(input, f"the next input of execution {old.id!r}")
+        first = fingerprint(self._codec.loads(old.input)) if old.first_input is None else old.first_input
+        lease = now + self._setup.lease if now < deadline else 0.0
+        begun = (old.id, new_run(), old.workflow, data, self._setup.version, first)
+        record = Record(*begun, old.token + 1, due=now + GRACE, lease=lease)
+        await settle(self._journal.restart(record, old))
+        self._record, self._ahead, self._progress = record, False, Progress(record)
+        self._tell("restarted", record)
+        if lease:
+            return None
+        self._tell("paused", record, "budget")
+        await self._setup.ring(record)
+        return Paused(record.id, -1, "budget")
 
     async def _finish(self, value: Any) -> Any:
         """Delete the execution, or keep it with its value, and return the value."""
         record, now = self._record, self._setup.clock()
         if self._setup.retain:
-            try:
-                data = self._setup.encode(value, f"the final value of execution {record.id!r}")
-            except NotEncodable as error:
-                await self._park("failed", error)
+            data = await self._encode(value, f"the final value of execution {record.id!r}")
             finished = record._replace(token=record.token + 1, status="finished", due=None, lease=0.0, error=None)
             await self._write(finished, Result(record.step, "return", None, data, now, now))
             value = self._codec.loads(data)  # what whoever asks later gets
         else:
             await settle(self._journal.remove(record.id, record))
-        self._tell("finished", record)
+        self._tell("finished", self._record)
         return value
+
+    async def _encode(self, value: Any, whose: str) -> bytes:
+        """Encode what the workflow has returned, or park the execution as failed."""
+        try:
+            return self._setup.encode(value, whose)
+        except NotEncodable as error:
+            await self._park("failed", error)
+
+    async def _pause(self, record: Record, reason: str, result: Result | None = None, **signal: str | None) -> Paused:
+        """Leave the workflow, write the record that gives the lease back, and ring."""
+        failure = self._progress.close()
+        if isinstance(failure, Exception):
+            record = _parked(record, "failed", failure)
+        await self._write(record, result, **signal)
+        if failure is not None:
+            self._tell(record.status, record, error=failure)
+            raise failure
+        self._tell("paused", record, reason)
+        if reason not in {"sleep", "wait"}:
+            await self._setup.ring(record)
+        return Paused(record.id, record.step - 1, reason)
 
     async def _park(self, status: str, error: Exception) -> NoReturn:
         """Keep the execution as it stands, out of the sweep's way, and raise `error`."""
@@ -238,28 +300,26 @@ class Invocation:
     async def _release(self) -> None:
         """Give the lease back without progress, if it is still ours and the store still there."""
         self._progress.close()
-        if self._record.lease:
+        record = self._record
+        if record.lease:
+            # A signal that came meanwhile has left the ringing to us: look again soon.
+            due = self._setup.clock() + GRACE if record.waits else record.due
             with suppress(Exception):
-                await self._write(self._record._replace(token=self._record.token + 1, lease=0.0))
+                await self._write(record._replace(token=record.token + 1, due=due, lease=0.0))
 
-    async def _write(self, record: Record, result: Result | None = None) -> None:
-        await settle(self._journal.commit(record, self._record.token, result))
+    async def _write(self, record: Record, result: Result | None = None, **signal: str | None) -> None:
+        written = self._journal.commit(record, self._record.token, result, **signal)
+        if written is not None:
+            await written
         self._record = record
+        if result is not None:
+            self._tell("committed", record, result.asked)
 
     def _renew(self, record: Record) -> Maybe[None]:
         """Prolong the lease under the same token: after the next commit, this is refused."""
         return self._journal.commit(record._replace(lease=self._setup.clock() + self._setup.lease), record.token)
 
 
-def _copied(input: Any) -> Any:
-    """Return an input that a tool may change: the workflow keeps its own, as it will on replay."""
-    if isinstance(input, dict):
-        return {key: _copied(value) for key, value in input.items()}
-    if isinstance(input, list):
-        return [_copied(value) for value in input]
-    return input
-
-
 def _parked(record: Record, status: str, error: Exception) -> Record:
     reason = f"{type(error).__name__}: {message_of(error)}"
-    return record._replace(status=status, due=None, lease=0.0, attempts=0, error=reason)
+    return record._replace(status=status, due=None, lease=0.0, attempts=0, error=reason, waits=None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from _thread import allocate_lock, start_new_thread  # `threading` takes longer to import than all of this
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from time import monotonic
 from typing import Any, TypeVar
@@ -83,7 +83,7 @@ class Lease:
 
     async def hold_during(self, outcome: Awaitable[T], record: Record) -> T:
         """Return what `outcome` comes to, and keep the lease of `record` meanwhile."""
-        loop = _running_loop()
+        loop = running_loop()
         if loop is None:
             return await _without_loop(outcome)
         self.let_go()
@@ -108,6 +108,20 @@ class Lease:
             timer.cancel()
             if renewal is not None:
                 await renewal  # many a client refuses two writes at once
+
+    async def hold_while(self, tasks: set[Any], record: Record) -> AsyncIterator[set[Any]]:
+        """Yield tasks of the running loop as they finish, and keep the lease of `record` meanwhile."""
+        due = monotonic() + self._every
+        while tasks:
+            done, tasks = await sys.modules["asyncio"].wait(
+                tasks, timeout=max(0.0, due - monotonic()), return_when="FIRST_COMPLETED"
+            )
+            if monotonic() >= due:
+                due = monotonic() + self._every
+                if record.lease:
+                    with suppress(Exception):
+                        await settle(self._renew(record))
+            yield done
 
 
 class _Watch:
@@ -158,7 +172,7 @@ _watch = _Watch()
 getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_watch.reset)
 
 
-def _running_loop() -> Any:
+def running_loop() -> Any:
     """Return the running event loop, or ``None``; where asyncio was never imported there is none."""
     asyncio = sys.modules.get("asyncio")
     try:

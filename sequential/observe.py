@@ -11,7 +11,8 @@ class Event(NamedTuple):
 
     kind: str
     """``claimed``, ``replayed``, ``called``, ``committed``, ``paused``, ``rang``, ``ring failed``,
-    ``finished``, ``failed``, ``fenced``, ``diverged``, ``stuck`` or ``input changed``."""
+    ``finished``, ``failed``, ``fenced``, ``diverged``, ``stuck``, ``input changed``, ``signalled``, ``restarted``
+    or ``cancelled``."""
     id: str
     step: int
     """How many steps are recorded."""

@@ -7,11 +7,11 @@ nothing of workflows.  The executor speaks only `Journal`; `journal_for` wraps a
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from os import urandom
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 from .codec import Codec, JSONCodec
-from .errors import InvalidId, NotEncodable, NotSupported
+from .errors import Fenced, NotEncodable, NotSupported
+from .names import new_run
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,12 +22,8 @@ Maybe: TypeAlias = T | Awaitable[T]
 PARKED = frozenset({"failed", "diverged", "stuck"})
 """Statuses that keep their results and wait for ``resume``; the sweep leaves them alone."""
 
-ENDED = frozenset({"finished", "cancelled"})
-"""Statuses that no invocation takes up again."""
-
-
-_LONGEST_ID = 200
-_ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:@~-")
+CLOSED = frozenset({"finished", "cancelled", "forking"})
+"""Statuses that no invocation takes up: what has ended, or is a copy not yet complete."""
 
 
 class Record(NamedTuple):
@@ -36,14 +32,17 @@ class Record(NamedTuple):
     id: str
     run: str
     """A nonce, so that a reused id never sees an earlier run's results."""
+    workflow: str = ""
+    input: bytes = b""
+    version: int | None = None
+    first_input: int | None = None
+    """The fingerprint of the input that it was started with, if ``again`` has given it another since."""
+    # What is above stays the same within a run; what is below, a commit may change.
     token: int = 0
     """The fencing token: every claim and every commit raises it, a writer with an older one is refused."""
     step: int = 0
     """How many results are recorded, and so the index of the next step."""
     status: str = "running"
-    workflow: str = ""
-    input: bytes = b""
-    version: int | None = None
     due: float | None = None
     """When the sweep should ring if nobody holds the lease; ``None``: never."""
     lease: float = 0.0
@@ -51,6 +50,10 @@ class Record(NamedTuple):
     attempts: int = 0
     """How often the sweep has rung since the last recorded result."""
     error: str | None = None
+    wake: float | None = None
+    """When its sleep ends, or its wait times out."""
+    waits: str | None = None
+    """The signal that it waits for."""
 
     @property
     def rings_at(self) -> float | None:
@@ -114,33 +117,10 @@ def then(value: Maybe[T], use: Callable[[T], Maybe[R]]) -> Maybe[R]:
     return later()
 
 
-def new_run() -> str:
-    """Return a fresh nonce for `Record.run`."""
-    return urandom(8).hex()
-
-
-def new_id() -> str:
-    """Return a fresh execution id."""
-    from nanoid import generate  # noqa: PLC0415 - needed only by those who bring no id of their own
-
-    return str(generate(size=21))
-
-
-def check_id(id: object) -> str:
-    """Return `id` if it can go into URLs, keys and paths.
-
-    Raises:
-        InvalidId: When it cannot.
-    """
-    if isinstance(id, str) and 0 < len(id) <= _LONGEST_ID and _ID_CHARACTERS.issuperset(id) and id not in {".", ".."}:
-        return id
-    raise InvalidId(id)
-
-
 class Journal(ABC):
     """A compare-and-swap store of records and their results.
 
-    Six methods are the store's own; any may be plain or ``async``.  The five methods of `Storage` come with
+    Eleven methods are the store's own; any may be plain or ``async``.  The five methods of `Storage` come with
     them, so that a Journal serves wherever a `Storage` does.
     """
 
@@ -160,25 +140,62 @@ class Journal(ABC):
         Returns:
             The record as it now stands (``None``: there is none) and whether this call took or created it.
             Taking raises ``token`` by one, sets ``lease`` and changes nothing else; a record whose status is
-            among `ENDED` is never taken.
+            among `CLOSED` is never taken.
         """
 
     @abstractmethod
-    def commit(self, record: Record, token: int, result: Result | None = None) -> Maybe[None]:
+    def commit(
+        self,
+        record: Record,
+        token: int,
+        result: Result | None = None,
+        *,
+        absent: str | None = None,
+        taken: str | None = None,
+    ) -> Maybe[None]:
         """In one atomic step, write the record and, if there is one, the result.
 
         Args:
-            record: What to write.
+            record: What to write; of its first six fields, which stay the same within a run, nothing is.
             token: The token that the stored record must have.
             result: Kept under ``record.run`` and ``result.step``, instead of an earlier one.
+            absent: A signal that must not have come; its name is open from now on, even if one was taken before.
+            taken: A signal that is used up by this: it is kept no longer, but its name stays closed to others.
+
+        Raises:
+            Fenced: When the stored record has another token or run, or is gone, or `absent` has come; nothing is
+                written.
+        """
+
+    @abstractmethod
+    def save(self, record: Record, result: Result) -> Maybe[None]:
+        """In one atomic step, write a result ahead of the record that will count it.
+
+        Args:
+            record: The stored record must have its run and token, and stays as it is.
+            result: As for `commit`.
 
         Raises:
             Fenced: When the stored record has another token or run, or is gone; nothing is written.
         """
 
     @abstractmethod
+    def restart(self, record: Record, held: Record) -> Maybe[None]:
+        """In one atomic step, put a record in the place of another with the same id, and remove all its results.
+
+        Signals that nobody has taken are kept, and closed names are open again.
+
+        Args:
+            record: What to write, every field of it.
+            held: Whose run and token the stored record must have.
+
+        Raises:
+            Fenced: When the stored record differs from `held`, or is gone; nothing is written.
+        """
+
+    @abstractmethod
     def results(self, record: Record, start: int, stop: int, brief: bool = False) -> Maybe[list[Result]]:
-        """Read saved results in order.
+        """Read saved results in order, those saved ahead among them.
 
         Args:
             record: Whose results; its run must be the stored one.
@@ -187,11 +204,9 @@ class Journal(ABC):
             brief: Whether ``started``, ``ended`` and ``error`` may be left out, because nobody will look at them.
 
         Returns:
-            A page: at least the first result wanted, more as long as their size stays moderate (about a
-            megabyte).  The list is the caller's, and nothing else holds on to its data.
-
-        Raises:
-            Fenced: When there is no result at `start`: this run was deleted.
+            A page: at least the first result that there is in this range, more as long as their size stays
+            moderate (about a megabyte); none when there is none, or this run was deleted.  The list is the
+            caller's, and nothing else holds on to its data.
         """
 
     @abstractmethod
@@ -203,8 +218,42 @@ class Journal(ABC):
         """Return up to `limit` records whose ``rings_at`` is not after `now`, the earliest first."""
 
     @abstractmethod
+    def find(
+        self, after: str, limit: int, status: str | None = None, workflow: str | None = None
+    ) -> Maybe[list[Record]]:
+        """Return up to `limit` records in the order of their ids, byte by byte, from behind `after` on.
+
+        Args:
+            after: The id behind which to begin; empty: the first.
+            limit: How many at most.
+            status: Only records of this status.
+            workflow: Only records of this workflow.
+        """
+
+    @abstractmethod
+    def signal(self, id: str, name: str, data: bytes, now: float) -> Maybe[tuple[Record | None, bool]]:
+        """In one atomic step, keep a signal for an execution, unless it is closed or one of that name is there.
+
+        A record that waits for it and whose lease nobody has gets `now` as its ``due``; its token stays.
+
+        Args:
+            id: Whose signal.
+            name: Its name.
+            data: What comes with it.
+            now: The time in seconds since the epoch.
+
+        Returns:
+            The record as it now stands (``None``: there is none) and whether the signal was kept: not if the
+            record's status is among `CLOSED`, or if a signal of that name was kept or taken before.
+        """
+
+    @abstractmethod
+    def received(self, record: Record, name: str) -> Maybe[bytes | None]:
+        """Return the data of a signal that was kept and not yet taken, or ``None``."""
+
+    @abstractmethod
     def remove(self, id: str, held: Record | None = None) -> Maybe[None]:
-        """Remove an execution and its results; an unknown id is no error.
+        """Remove an execution, its results and its signals; an unknown id is no error.
 
         Args:
             id: Which.
@@ -232,7 +281,9 @@ class Journal(ABC):
         def read(record: Record | None) -> Maybe[Any]:
             if record is None:
                 return None
-            return then(self.results(record, step, step + 1), lambda page: self.codec.loads(page.pop().data))
+            return then(
+                self.results(record, step, step + 1), lambda page: self.codec.loads(page.pop().data) if page else None
+            )
 
         return then(self.read(id), read)
 
@@ -278,12 +329,28 @@ class PlainJournal(Journal):
             ),
         )
 
-    def commit(self, record: Record, token: int, result: Result | None = None) -> Maybe[None]:
+    def commit(
+        self,
+        record: Record,
+        token: int,
+        result: Result | None = None,
+        *,
+        absent: str | None = None,
+        taken: str | None = None,
+    ) -> Maybe[None]:
         """Write the result, then the step."""
         if result is None:
             return None
-        written = self._storage.set_result(record.id, result.step, self.codec.loads(result.data))
-        return then(written, lambda _: self._storage.set(record.id, {"step": record.step}))
+        return then(self.save(record, result), lambda _: self._storage.set(record.id, {"step": record.step}))
+
+    def save(self, record: Record, result: Result) -> Maybe[None]:
+        """Write the result."""
+        written: Maybe[None] = self._storage.set_result(record.id, result.step, self.codec.loads(result.data))
+        return written
+
+    def restart(self, record: Record, held: Record) -> Maybe[None]:
+        """Refuse: five methods cannot do this in one step."""
+        raise self._refuse("again()")
 
     def results(self, record: Record, start: int, stop: int, brief: bool = False) -> Maybe[list[Result]]:
         """Read one result: how large several would be is not known beforehand."""
@@ -316,10 +383,36 @@ class PlainJournal(Journal):
         """Refuse: five methods cannot list."""
         raise self._refuse("sweep")
 
+    def find(
+        self, after: str, limit: int, status: str | None = None, workflow: str | None = None
+    ) -> Maybe[list[Record]]:
+        """Refuse: five methods cannot list."""
+        raise self._refuse("list")
+
+    def signal(self, id: str, name: str, data: bytes, now: float) -> Maybe[tuple[Record | None, bool]]:
+        """Refuse: five methods have no place for it."""
+        raise self._refuse("signal")
+
+    def received(self, record: Record, name: str) -> Maybe[bytes | None]:
+        """Refuse: five methods have no place for it."""
+        raise self._refuse("wait()")
+
     def remove(self, id: str, held: Record | None = None) -> Maybe[None]:
         """Delete state and results."""
         deleted: Maybe[None] = self._storage.delete(id)
         return deleted
+
+
+async def page_of(journal: Journal, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:
+    """Return a page of results as `Journal.results` does, the first of which must be there.
+
+    Raises:
+        Fenced: When it is not, because this run was deleted.
+    """
+    page = await settle(journal.results(record, start, stop, brief))
+    if not page or page[0].step != start:
+        raise Fenced(record.id, record.token)
+    return page
 
 
 def journal_for(storage: Storage) -> Journal:

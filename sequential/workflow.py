@@ -5,8 +5,10 @@ from types import FunctionType, GeneratorType
 from typing import Any, TypeVar
 
 from .blocking import is_async
+from .context import executing
 from .errors import InvalidWorkflow, InvalidYield, NotSupported
-from .requests import Return, Save, Tool, Version, parse
+from .requests import Return, Step, Version, parse, parse_return
+from .storage import Record
 
 T = TypeVar("T")
 
@@ -30,13 +32,13 @@ class Progress:
     """One run through a workflow.
 
     Args:
-        version: What ``version()`` is answered with; ``None``: the storage could not keep it.
+        record: Whose; without a version, the storage has but five methods.
     """
 
-    __slots__ = ("_generator", "_version")
+    __slots__ = ("_generator", "_key", "_version")
 
-    def __init__(self, version: int | None) -> None:
-        self._version = version
+    def __init__(self, record: Record) -> None:
+        self._version, self._key = record.version, f"{record.id}:{record.run}"
         self._generator: Generator[Any, Any, Any] | None = None
 
     def begin(self, workflow: Workflow[Any], input: Any) -> None:
@@ -50,8 +52,13 @@ class Progress:
             what = f"{workflow!r:.100} returned {generator!r:.100}, not a generator"
             raise InvalidWorkflow(f"{what}: let the decorator around it return what the function returns")
         self._generator = generator
+        self.enter()
 
-    def advance(self, value: Any = None) -> Tool | Save | Return | Raised:
+    def enter(self) -> None:
+        """Say whose workflow runs, whenever another may have run meanwhile."""
+        executing.set(self._key)
+
+    def advance(self, value: Any = None) -> Step | Return | Raised:
         """Send the last result in and return what the workflow asks for next, or how it ended."""
         generator = self._generator
         assert generator is not None
@@ -62,13 +69,19 @@ class Progress:
                 request = parse(yielded)
                 if request is None:
                     return Raised(InvalidYield(_describe(yielded, generator)))
-                if not isinstance(request, Version):
+                if isinstance(request, list):
+                    value = request
+                elif self._version is None and request.needs:
+                    return Raised(NotSupported("this storage", request.needs))
+                elif isinstance(request, Version):
+                    value = self._version
+                else:
                     return request
-                if self._version is None:
-                    return Raised(NotSupported("this storage", "version()"))
-                value = self._version
         except StopIteration as stop:
-            return Return(stop.value)
+            ended = parse_return(stop.value)
+            if self._version is None and ended.needs:
+                return Raised(NotSupported("this storage", ended.needs))
+            return ended
         except Exception as error:
             return Raised(error)
 
@@ -159,8 +172,11 @@ def _describe(yielded: object, generator: Generator[Any, Any, Any]) -> str:
     while isinstance(inner.gi_yieldfrom, GeneratorType):
         inner = inner.gi_yieldfrom
     place = f"{inner.gi_code.co_filename}:{inner.gi_frame.f_lineno}"
-    allowed = "tool(category, name, input) with texts for category and name, save() or version()"
+    allowed = (
+        "tool(category, name, input) with texts for category and name, a list of nothing but tool(...), "
+        "save(), sleep(seconds), wait(name, timeout) with a name of letters, digits and _ . : @ ~ -, or version()"
+    )
     return (
         f"{inner.gi_code.co_qualname} yielded {yielded!r:.200} ({place}), which is not a request: yield {allowed}; "
-        f"for a sub-workflow, `yield from`"
+        f"for a sub-workflow, `yield from`; again(input) is returned"
     )

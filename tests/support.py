@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sequential.storage import Journal, Maybe, Record, Result, settle
+from sequential.storage import Journal, Maybe, settle
 from sequential.stores.memory import MemoryStorage
+from sequential.testing import JournalAround
 
 T = TypeVar("T")
 
@@ -67,34 +68,15 @@ class AsyncPlainStorage:
         self.inner.set_result(id, step, data)
 
 
-class AsyncJournal(Journal):
+class AsyncJournal(JournalAround):
     """A Journal, each method of which really waits for the event loop, before and after it does its work."""
 
     def __init__(self, inner: Journal | None = None) -> None:
-        self.inner = inner or MemoryStorage()
-        self.codec = self.inner.codec
+        super().__init__(inner or MemoryStorage())
 
-    async def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
-        return await self._do(self.inner.claim, wanted, now, create)
-
-    async def commit(self, record: Record, token: int, result: Result | None = None) -> None:
-        await self._do(self.inner.commit, record, token, result)
-
-    async def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:
-        return await self._do(self.inner.results, record, start, stop)
-
-    async def read(self, id: str) -> Record | None:
-        return await self._do(self.inner.read, id)
-
-    async def due(self, now: float, limit: int) -> list[Record]:
-        return await self._do(self.inner.due, now, limit)
-
-    async def remove(self, id: str, held: Record | None = None) -> None:
-        await self._do(self.inner.remove, id, held)
-
-    async def _do(self, method: Callable[..., Maybe[T]], *arguments: Any) -> T:
+    async def around(self, what: str, method: Callable[..., Maybe[T]], *arguments: Any, **options: Any) -> T:
         await asyncio.sleep(0)
-        done = await settle(method(*arguments))
+        done = await settle(method(*arguments, **options))
         await asyncio.sleep(0)
         return done
 

@@ -20,7 +20,19 @@ def workflow() -> Generator[Any, Any, Any]:
 
 def test_every_public_method_has_a_twin_of_the_same_signature() -> None:
     methods = [name for name in vars(FlowExecutor) if not name.startswith("_") and not name.endswith("_sync")]
-    assert methods == ["execute", "start", "resume", "status", "history", "delete", "sweep"]
+    assert methods == [
+        "execute",
+        "start",
+        "resume",
+        "status",
+        "history",
+        "signal",
+        "cancel",
+        "fork",
+        "delete",
+        "sweep",
+        "list",
+    ]
     for name in methods:
         method, twin = getattr(FlowExecutor, name), getattr(FlowExecutor, f"{name}_sync")
         assert inspect.iscoroutinefunction(method)

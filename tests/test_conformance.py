@@ -107,7 +107,7 @@ def failures(suite: type, storage: type) -> list[str]:
         (ConcurrencyTests, NoFence, "test_one_of_two_commits"),
         (ClaimTests, NoLease, "test_a_held_lease_is_not_taken_before_it_ends"),
         (ConcurrencyTests, NoLease, "test_one_of_two_takes_the_lease"),
-        (ResultsTests, OneRun, "test_a_missing_result_says_that_the_run_is_gone"),
+        (ResultsTests, OneRun, "test_of_a_run_that_is_gone_there_is_nothing"),
         (ResultsTests, Gaps, "test_pages_come_in_order_and_without_gaps"),
         (DueTests, AlwaysDue, "test_the_earliest_come_first_and_only_those_whose_time_has_come"),
         (RemoveTests, Leftovers, "test_nothing_of_a_removed_run_is_seen_by_the_next"),

@@ -108,7 +108,7 @@ def test_a_storage_that_does_not_fence_is_found() -> None:
     class Torn(MemoryStorage):
         """Writes the record a moment before the result, and forgets the result if that was a new process's first."""
 
-        def commit(self, record: Record, token: int, result: Result | None = None) -> None:
+        def commit(self, record: Record, token: int, result: Result | None = None, **signal: str | None) -> None:
             super().commit(record._replace(step=max(0, record.step - (token % 2))), token, result)
 
     with pytest.raises(AssertionError):

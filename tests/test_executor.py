@@ -30,8 +30,8 @@ from sequential import (
     tool,
     version,
 )
-from sequential.invocation import GRACE
-from sequential.storage import Record, Result
+from sequential.setup import GRACE
+from sequential.storage import Record, Result, journal_for
 from sequential.stores.memory import MemoryStorage
 from sequential.testing import FakeClock
 from tests.support import AsyncJournal, AsyncPlainStorage, PlainStorage, echo
@@ -619,7 +619,7 @@ def test_the_sweep_takes_over_from_the_dead_and_two_sweeps_ring_once() -> None:
     storage, clock, rung = MemoryStorage(), FakeClock(), list[str]()
     flow = FlowExecutor(storage, call=echo, resume=rung.append, clock=clock, workflows=[workflow])
     stored, _ = storage.claim(
-        Record("z", "r", 1, 0, "running", "workflow", b'{"user_id":123}', 0, clock.now, clock.now + 120),
+        Record("z", "r", "workflow", b'{"user_id":123}', 0, token=1, due=clock.now, lease=clock.now + 120),
         clock.now,
         True,
     )
@@ -822,6 +822,18 @@ def test_resume_finds_the_workflow_by_name() -> None:
     assert not status.busy
 
 
+def test_five_methods_make_no_more_of_a_journal_than_they_can() -> None:
+    journal, record = journal_for(PlainStorage()), Record("x", "0")
+    refused: list[tuple[str, Callable[[], Any]]] = [
+        ("again()", lambda: journal.restart(record, record)),
+        ("wait()", lambda: journal.received(record, "x")),
+    ]
+    for what, call in refused:
+        with pytest.raises(NotSupported) as caught:
+            call()
+        assert caught.value.what == what
+
+
 @pytest.mark.parametrize(
     ("method", "what"),
     [
@@ -903,7 +915,8 @@ def test_a_wrong_yield_is_told_with_its_place() -> None:
     assert str(caught.value) == (
         f"test_a_wrong_yield_is_told_with_its_place.<locals>.sub yielded {{'__tool': ['api', 'user']}} "
         f"({__file__}:{line}), which is not a request: yield tool(category, name, input) with texts for category "
-        f"and name, save() or version(); for a sub-workflow, `yield from`"
+        f"and name, a list of nothing but tool(...), save(), sleep(seconds), wait(name, timeout) with a name of letters, "
+        f"digits and _ . : @ ~ -, or version(); for a sub-workflow, `yield from`; again(input) is returned"
     )
     status = flow.status_sync("y")
     assert status is not None
@@ -913,8 +926,8 @@ def test_a_wrong_yield_is_told_with_its_place() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        None, 5, "tool", [], {}, {"__save": 1}, {"__save": False}, {"__version": None}, {"__tool": "abc"}, {"__tool": ["a", 1, {}]},
-        {"__tool": [1, "a", {}]}, {"__tool": ["a", "b", {}], "extra": 1}, {"__tool": ["a", "b", {}, 1]}, [tool("a", "b")], {"__call": []},
+        None, 5, "tool", {}, {"__save": 1}, {"__save": False}, {"__version": None}, {"__tool": "abc"}, {"__tool": ["a", 1, {}]},
+        {"__tool": [1, "a", {}]}, {"__tool": ["a", "b", {}], "extra": 1}, {"__tool": ["a", "b", {}, 1]}, {"__call": []},
         iter([]), {"__tool": {"a", "b", "c"}}, tool("a\ud800", "b"),
     ],
 )  # fmt: skip
@@ -971,10 +984,10 @@ def test_a_commit_that_the_store_refuses_is_not_taken_for_done() -> None:
     class Full(MemoryStorage):
         full = True
 
-        def commit(self, record: Record, token: int, result: Result | None = None) -> None:
+        def commit(self, record: Record, token: int, result: Result | None = None, **signal: str | None) -> None:
             if self.full:
                 raise OSError("disk full")
-            super().commit(record, token, result)
+            super().commit(record, token, result, **signal)
 
     storage, clock = Full(), FakeClock()
     flow = FlowExecutor(storage, call=echo, clock=clock)

@@ -30,14 +30,14 @@ class Watched(MemoryStorage):
         self.renewed = threading.Condition()
         self.failing = False
 
-    def commit(self, record: Record, token: int, result: Result | None = None) -> None:
+    def commit(self, record: Record, token: int, result: Result | None = None, **signal: str | None) -> None:
         if record.token == token:
             with self.renewed:
                 self.renewals += 1
                 self.renewed.notify_all()
             if self.failing:
                 raise OSError("away")
-        super().commit(record, token, result)
+        super().commit(record, token, result, **signal)
 
     def wait_for(self, renewals: int) -> None:
         with self.renewed:
@@ -138,15 +138,15 @@ def test_a_thread_leaves_an_async_store_to_its_loop() -> None:
     tried = threading.Event()
 
     class Touchy(AsyncJournal):
-        async def commit(self, record: Record, token: int, result: Result | None = None) -> None:
+        async def commit(self, record: Record, token: int, result: Result | None = None, **signal: str | None) -> None:
             assert threading.current_thread() is threading.main_thread()
-            await super().commit(record, token, result)
+            await super().commit(record, token, result, **signal)
 
     class Noting(Touchy):
-        def commit(self, record: Record, token: int, result: Result | None = None) -> Any:
+        def commit(self, record: Record, token: int, result: Result | None = None, **signal: str | None) -> Any:
             if record.token == token:
                 tried.set()
-            return super().commit(record, token, result)
+            return super().commit(record, token, result, **signal)
 
     def call(category: str, name: str, input: Any) -> Any:
         assert tried.wait(PATIENCE)
@@ -159,13 +159,13 @@ def test_a_renewal_in_flight_is_waited_for() -> None:
     writing, go_on = threading.Event(), threading.Event()
 
     class Slow(Watched):
-        def commit(self, record: Record, token: int, result: Result | None = None) -> None:
+        def commit(self, record: Record, token: int, result: Result | None = None, **signal: str | None) -> None:
             if record.token == token:
                 writing.set()
                 assert go_on.wait(PATIENCE)
             else:
                 assert not writing.is_set() or go_on.is_set()
-            super().commit(record, token, result)
+            super().commit(record, token, result, **signal)
 
     def call(category: str, name: str, input: Any) -> None:
         assert writing.wait(PATIENCE)

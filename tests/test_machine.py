@@ -1,8 +1,9 @@
 """Random workflows under random schedules end as they would have undisturbed.
 
-Hypothesis writes the workflows (loops, branches on results, failing tools, saves, results of every JSON shape) and
-the schedule: invocations advance one storage call or tool call at a time, interleaved at will; they die, are
-cancelled, or are delivered twice; callbacks are lost; the clock jumps; sweeps run in between.
+Hypothesis writes the workflows (loops, branches on results, failing tools, gathers, sleeps, waits, calls that may be
+made once only, several rounds, results of every JSON shape) and the schedule: invocations advance one storage call or
+tool call at a time, interleaved at will; they die, are cancelled, or are delivered twice; callbacks are lost; signals
+come early, late and twice; the clock jumps; sweeps run in between; executions are cancelled.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule
 
-from sequential import Fenced, FlowExecutor, Paused, save, tool, version
+from sequential import AlreadyEnded, Fenced, FlowExecutor, Paused, again, current, save, sleep, tool, version, wait
 from sequential.storage import Journal, Record, Result
 from sequential.stores.memory import MemoryStorage
 from sequential.stores.sqlite import SQLiteStorage
-from sequential.testing import FakeClock
+from sequential.testing import FakeClock, JournalAround
 
 Invocation: TypeAlias = "CoroutineType[Any, Any, Any]"
+
+KINDS = ("tool", "flaky", "once")
+NAMES = ("yes", "no")
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
@@ -38,6 +42,11 @@ statements = st.recursive(
         st.tuples(st.just("echo last")),
         st.tuples(st.just("save")),
         st.tuples(st.just("version")),
+        st.tuples(st.just("once"), json_values),
+        st.tuples(st.just("gather"), st.lists(st.tuples(st.sampled_from(KINDS), st.text(max_size=3)), max_size=4)),
+        st.tuples(st.just("gather"), st.just([("once", "a"), ("tool", "b"), ("once", "c")])),
+        st.tuples(st.just("sleep"), st.sampled_from([0, 10, 1000])),
+        st.tuples(st.just("wait"), st.sampled_from(NAMES), st.sampled_from([None, 0, 1000])),
     ),
     lambda children: st.one_of(
         st.tuples(st.just("loop"), st.integers(0, 3), st.lists(children, max_size=3)),
@@ -46,15 +55,19 @@ statements = st.recursive(
     max_leaves=6,
 )
 programs = st.lists(statements, max_size=5).flatmap(
-    lambda program: st.sampled_from([program, [*program, ("raise", "on purpose")]])
+    lambda program: st.sampled_from([program, program, program, [*program, ("raise", "on purpose")]])
 )
 
 
-def workflow(program: list[Any]) -> Generator[Any, Any, Any]:
-    """Interpret a program; the value is all that its requests were answered with."""
+def ask(kind: str, input: Any) -> dict[str, Any]:
+    return tool("test", kind, input, once=kind == "once")
+
+
+def workflow(input: dict[str, Any]) -> Generator[Any, Any, Any]:  # noqa: C901 - one line for each kind
+    """Interpret a program; the value is all that its requests were answered with in the last round."""
     answers: list[Any] = []
 
-    def run(block: list[Any]) -> Generator[Any, Any, None]:
+    def run(block: list[Any]) -> Generator[Any, Any, None]:  # noqa: C901
         for kind, *rest in block:
             if kind == "loop":
                 for _ in range(rest[0]):
@@ -67,12 +80,21 @@ def workflow(program: list[Any]) -> Generator[Any, Any, Any]:
                 answers.append((yield save()))
             elif kind == "version":
                 answers.append((yield version()))
+            elif kind == "gather":
+                answers.append((yield [ask(kind, value) for kind, value in rest[0]]))
+            elif kind == "sleep":
+                answers.append((yield sleep(rest[0])))
+            elif kind == "wait":
+                answers.append((yield wait(*rest)))
             else:
-                input = answers[-1:] if kind == "echo last" else rest[0]
-                answers.append((yield tool("test", kind, input)))
+                answers.append((yield ask(kind, answers[-1:] if kind == "echo last" else rest[0])))
 
-    yield from run(program)
-    return answers
+    yield from run(input["program"])
+    return again(input | {"rounds": input["rounds"] - 1}) if input["rounds"] > 1 else answers
+
+
+def payload(name: str) -> Any:
+    return {"signal": name}
 
 
 def perform(kind: str, input: Any) -> Any:
@@ -89,26 +111,46 @@ class Expected(NamedTuple):
     steps: list[tuple[str, Any]]
 
 
-def undisturbed(program: list[Any]) -> Expected:
-    """Run a program with a bare loop over the generator."""
+def undisturbed(program: list[Any], recorded: list[Any]) -> Expected:  # noqa: C901
+    """Run a program with a bare loop over the generator.
+
+    Where an answer depends on the schedule, it is the one recorded, if that is among those possible.
+    """
     answer: Any = None
-    generator, steps = workflow(program), list[tuple[str, Any]]()
+    generator, steps = workflow({"program": program, "rounds": 1}), list[tuple[str, Any]]()
+
+    def call(request: dict[str, Any]) -> Any:
+        _, kind, input = request["__tool"]
+        try:
+            answer = perform(kind, input)
+        except ConnectionError as error:
+            answer = {"__error": str(error) or "ConnectionError"}
+        if "__once" in request:
+            answer = one_of(answer, {"__error": "interrupted"})
+        steps.append((f"tool test.{kind}", answer))
+        return answer
+
+    def one_of(*answers: Any) -> Any:
+        found = recorded[len(steps)] if len(steps) < len(recorded) else answers[0]
+        assert found in answers
+        return found
+
     try:
         while True:
             request = generator.send(answer)
-            if request == version():
+            if isinstance(request, list):
+                answer = [call(each) for each in request]
+            elif request == version():
                 answer = 7
-                continue
-            if request == save():
+            elif "__tool" in request:
+                answer = call(request)
+            elif "__wait" in request:
+                name, timeout = request["__wait"]
+                answer = one_of(payload(name), *([] if timeout is None else [{"__error": "timeout"}]))
+                steps.append((f"wait {name}", answer))
+            else:
                 answer = None
-                steps.append(("save", None))
-                continue
-            _, kind, input = request["__tool"]
-            try:
-                answer = perform(kind, input)
-            except ConnectionError as error:
-                answer = {"__error": str(error) or "ConnectionError"}
-            steps.append((f"tool test.{kind}", answer))
+                steps.append(("sleep" if "__sleep" in request else "save", None))
     except StopIteration as stop:
         return Expected(stop.value, None, steps)
     except RuntimeError as error:
@@ -122,43 +164,30 @@ class Suspend:
         yield
 
 
-class Interruptible(Journal):
+class Interruptible(JournalAround):
     """A journal with a place to be interrupted before and after each call, and a count of what was recorded."""
 
     def __init__(self, inner: Journal) -> None:
-        self.inner = inner
-        self.codec = inner.codec
-        self.recorded: Counter[tuple[str, int]] = Counter()
+        super().__init__(inner)
+        self.recorded: Counter[tuple[str, str, int]] = Counter()
 
-    async def claim(self, wanted: Record, now: float, create: bool) -> Any:
-        return await self.around(self.inner.claim, wanted, now, create)
+    async def around(self, what: str, method: Any, *arguments: Any, **options: Any) -> Any:
+        await Suspend()
+        done = method(*arguments, **options)
+        await Suspend()
+        return done
 
-    async def commit(self, record: Record, token: int, result: Result | None = None) -> None:
+    async def commit(self, record: Record, token: int, result: Result | None = None, **signal: str | None) -> None:
         def commit() -> None:
-            self.inner.commit(record, token, result)
+            self.inner.commit(record, token, result, **signal)
             if result is not None:
-                self.recorded[record.id, result.step] += 1
+                self.recorded[record.id, record.run, result.step] += 1
 
-        await self.around(commit)
+        await self.around("commit", commit)
 
     async def results(self, record: Record, start: int, stop: int, brief: bool = False) -> Any:
         # Pages of one, so that a replay can be interrupted too.
-        return await self.around(self.inner.results, record, start, start + 1)
-
-    async def read(self, id: str) -> Any:
-        return await self.around(self.inner.read, id)
-
-    async def due(self, now: float, limit: int) -> Any:
-        return await self.around(self.inner.due, now, limit)
-
-    async def remove(self, id: str, held: Record | None = None) -> None:
-        await self.around(self.inner.remove, id, held)
-
-    async def around(self, method: Any, *arguments: Any) -> Any:
-        await Suspend()
-        done = method(*arguments)
-        await Suspend()
-        return done
+        return await self.around("results", lambda: self.inner.results(record, start, stop)[:1])  # type: ignore[index]
 
 
 class Schedule(RuleBasedStateMachine):
@@ -176,12 +205,16 @@ class Schedule(RuleBasedStateMachine):
         self.journal = Interruptible(self.inner)
         self.clock = FakeClock()
         self.callbacks: list[str] = []
-        self.expected: dict[str, Expected] = {}
+        self.programs: dict[str, list[Any]] = {}
+        self.cancelled: set[str] = set()
+        self.calls: Counter[str] = Counter()
         self.unexpected: list[BaseException] = []
         self.launched: list[Invocation] = []
         options: dict[str, Any] = {"workflows": [workflow], "retain": True, "version": 7, "clock": self.clock}
 
         async def call(category: str, kind: str, input: Any) -> Any:
+            if kind == "once":
+                self.calls[current().key] += 1
             await Suspend()
             try:
                 return perform(kind, input)
@@ -195,18 +228,45 @@ class Schedule(RuleBasedStateMachine):
         self.flows = [
             FlowExecutor(self.journal, call=call, resume=resume, budget=budget, **options) for budget in (0.0, math.inf)
         ]
-        self.calm = FlowExecutor(self.inner, call=lambda _, kind, input: perform(kind, input), **options)
 
-    @rule(target=executions, program=programs)
-    def start(self, program: list[Any]) -> str:
-        id = f"e{len(self.expected)}"
-        self.expected[id] = undisturbed(program)
-        self.calm.start_sync(workflow, program, id)
+        def calm_call(category: str, kind: str, input: Any) -> Any:
+            if kind == "once":
+                self.calls[current().key] += 1
+            return perform(kind, input)
+
+        self.calm = FlowExecutor(self.inner, call=calm_call, **options)
+
+    @rule(target=executions, program=programs, rounds=st.sampled_from([1, 1, 1, 2, 3]))
+    def start(self, program: list[Any], rounds: int) -> str:
+        id = f"e{len(self.programs)}"
+        self.programs[id] = program
+        self.calm.start_sync(workflow, {"program": program, "rounds": rounds}, id)
         return id
 
-    @rule(target=invocations, id=executions, flow=st.integers(0, 1))
-    def invoke(self, id: str, flow: int) -> Invocation:
-        return self.launch(self.flows[flow].resume(id))
+    @rule(target=invocations, id=executions, flow=st.integers(0, 1), name=st.sampled_from(NAMES))
+    def signal(self, id: str, flow: int, name: str) -> Invocation:
+        return self.launch(self.flows[flow].signal(id, name, payload(name)))
+
+    @rule(target=invocations, id=executions, flow=st.integers(0, 1), often=st.integers(0, 9))
+    def end(self, id: str, flow: int, often: int) -> Invocation:
+        async def cancel() -> None:
+            await self.flows[flow].cancel(id)
+            self.cancelled.add(id)
+
+        return self.launch(cancel() if often == 0 else self.flows[flow].resume(id))
+
+    @rule(target=invocations, id=executions, flow=st.integers(0, 1), steps=st.integers(0, 60))
+    def invoke(self, id: str, flow: int, steps: int) -> Invocation:
+        invocation = self.launch(self.flows[flow].resume(id))
+        self.go_on(invocation, steps)
+        return invocation
+
+    @rule(id=executions, flow=st.integers(0, 1), steps=st.integers(0, 60))
+    def die_in_the_midst(self, id: str, flow: int, steps: int) -> None:
+        """Any lease that is in the way has ended, and this one ends too."""
+        self.clock.advance(121.0)
+        self.die(self.invoke(id, flow, steps))
+        self.clock.advance(121.0)
 
     @rule(target=invocations, data=st.data(), flow=st.integers(0, 1), again=st.booleans())
     def deliver(self, data: st.DataObject, flow: int, again: bool) -> Invocation:
@@ -260,7 +320,7 @@ class Schedule(RuleBasedStateMachine):
                 invocation.throw(thrown)
         except StopIteration:
             return False
-        except (Fenced, asyncio.CancelledError):
+        except (Fenced, AlreadyEnded, asyncio.CancelledError):
             return False
         except RuntimeError as error:
             if str(error) != "on purpose":
@@ -271,38 +331,45 @@ class Schedule(RuleBasedStateMachine):
             return False
         return True
 
-    def teardown(self) -> None:
+    def teardown(self) -> None:  # noqa: C901
         """Whatever happened: let time pass, sweep and resume; wake the frozen; compare."""
         values: dict[str, Any] = {}
-        for id, expected in self.expected.items():
-            value: Any = Paused(id, 0, "busy")
+        for id in self.programs:
             for _ in range(1000):
                 self.clock.advance(10_000.0)
                 self.calm.sweep_sync()
+                status = self.calm.status_sync(id)
+                if status is not None and status.waits is not None and status.due is None:
+                    self.calm.signal_sync(id, status.waits, payload(status.waits))
                 try:
-                    value = self.calm.resume_sync(id)
+                    values[id] = self.calm.resume_sync(id)
                 except RuntimeError as error:
-                    assert expected.error == f"RuntimeError: {error}"
+                    assert str(error) == "on purpose"
                     break
-                if not isinstance(value, Paused):
-                    values[id] = value
+                if not isinstance(values[id], Paused):
                     break
         for invocation in self.launched:
             while self.advance(invocation):
                 pass
         assert self.unexpected == []
-        for id, expected in self.expected.items():
-            status = self.calm.status_sync(id)
+        for id, program in self.programs.items():
+            status, history = self.calm.status_sync(id), self.calm.history_sync(id)
             assert status is not None
+            assert [step["step"] for step in history] == list(range(len(history)))
+            expected = undisturbed(program, [step["result"] for step in history])
+            steps = [(step["asked"], step["result"]) for step in history]
+            if status.status == "cancelled":
+                assert repr(steps) == repr(expected.steps[: len(steps)])
+                continue
+            assert id not in self.cancelled
             if expected.error is None:
                 assert repr(values[id]) == repr(status.value) == repr(expected.value)
                 assert status.status == "finished"
             else:
                 assert (status.status, status.error) == ("failed", expected.error)
-            history = self.calm.history_sync(id)
-            assert repr([(step["asked"], step["result"]) for step in history]) == repr(expected.steps)
-            assert [step["step"] for step in history] == list(range(len(expected.steps)))
+            assert repr(steps) == repr(expected.steps)
         assert all(count == 1 for count in self.journal.recorded.values()), self.journal.recorded
+        assert all(count == 1 for count in self.calls.values()), self.calls
 
 
 class ScheduleOnSQLite(Schedule):
@@ -319,7 +386,7 @@ class ScheduleOnSQLite(Schedule):
 
 TestSchedule = Schedule.TestCase
 TestSchedule.settings = settings(
-    max_examples=150,
+    max_examples=250,
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],

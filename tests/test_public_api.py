@@ -18,7 +18,8 @@ import sequential.testing
 
 PACKAGE = Path(sequential.__file__).parent
 CORE = {
-    "blocking", "codec", "context", "errors", "executor", "hooks", "invocation", "lease", "observe", "requests", "storage", "workflow",
+    "blocking", "calls", "codec", "context", "errors", "executor", "hooks", "invocation", "lease", "names", "observe", "paused",
+    "requests", "setup", "storage", "workflow",
 }  # fmt: skip
 HEAVY = {
     "asyncio", "concurrent", "dataclasses", "email", "http", "inspect", "logging", "multiprocessing", "nanoid", "pathlib", "random",
@@ -75,15 +76,16 @@ def test_running_a_workflow_in_memory_imports_nothing_heavy() -> None:
 
 def test_a_store_imports_its_driver_and_no_other_store() -> None:
     assert {name for name in loaded_by("import sequential.stores.sqlite") if name.startswith("sequential.stores.")} == {
-        "sequential.stores.sqlite"
-    }
+        "sequential.stores.owner", "sequential.stores.sqlite",
+    }  # fmt: skip
     assert "sqlite3" in loaded_by("import sequential.stores.sqlite")
 
 
 @pytest.mark.parametrize("module", sorted(CORE))
 def test_imports_run_downwards_only(module: str) -> None:
     order = [
-        "errors", "blocking", "codec", "hooks", "requests", "storage", "context", "observe", "workflow", "lease", "invocation", "executor",
+        "errors", "blocking", "codec", "hooks", "names", "requests", "storage", "context", "observe", "setup", "workflow", "lease",
+        "calls", "paused", "invocation", "executor",
     ]  # fmt: skip
     assert set(order) == CORE
     below = set(order[: order.index(module)])

@@ -18,6 +18,7 @@ import pytest
 
 from sequential import FlowExecutor, StorageError, tool
 from sequential.storage import Record, Result
+from sequential.stores import owner as owners
 from sequential.stores import sqlite
 from sequential.stores.sqlite import SQLiteStorage
 from tests.support import echo
@@ -36,7 +37,7 @@ def storage(path: Path) -> Iterator[SQLiteStorage]:
 
 
 def record(id: str = "one", **fields: Any) -> Record:
-    return Record(id, "run", 1, 0, "running", "workflow", b"{}", 0, 5.0, 1000.0)._replace(**fields)
+    return Record(id, "run", "workflow", b"{}", 0, token=1, due=5.0, lease=1000.0)._replace(**fields)
 
 
 def workflow() -> Generator[Any, Any, Any]:
@@ -339,7 +340,7 @@ class TestOwners:
             from sequential.storage import Record
             from sequential.stores.sqlite import SQLiteStorage
             storage = SQLiteStorage({str(path)!r})
-            storage.claim(Record("one", "run", 1, 0, "running", "workflow", b"{{}}", 0, 5.0, 1000.0), 0.0, True)
+            storage.claim(Record("one", "run", "workflow", b"{{}}", 0, token=1, due=5.0, lease=1000.0), 0.0, True)
             print("held", flush=True)
             sys.stdin.read()
         """
@@ -377,7 +378,7 @@ class TestOwners:
     def test_only_what_is_known_dead_is_void(self, path: Path, storage: SQLiteStorage, owner: str | None) -> None:
         storage.claim(record(), 0.0, True)
         dead = owner is not None and owner.startswith("same")
-        self.owned_by(path, f"{sqlite._host()} {os.getpid()} 1" if dead else owner)
+        self.owned_by(path, f"{owners._host()} {os.getpid()} 1" if dead else owner)
         assert storage.claim(record(lease=2000.0), 500.0, False)[1] is dead
 
     def test_a_process_hidden_from_this_one_is_not_taken_for_dead(
@@ -387,7 +388,7 @@ class TestOwners:
             raise PermissionError
 
         storage.claim(record(), 0.0, True)
-        self.owned_by(path, f"{sqlite._host()} 999999999 1")
+        self.owned_by(path, f"{owners._host()} 999999999 1")
         monkeypatch.setattr(os, "kill", forbidden)
         assert storage.claim(record(lease=2000.0), 500.0, False) == (record(), False)
         monkeypatch.undo()
@@ -399,13 +400,13 @@ class TestOwners:
         def unreadable(*_: Any) -> Any:
             raise FileNotFoundError
 
-        monkeypatch.setattr(sqlite, "open", unreadable, raising=False)
-        sqlite._host.cache_clear()
+        monkeypatch.setattr(owners, "open", unreadable, raising=False)
+        owners._host.cache_clear()
         storage = SQLiteStorage(path)
         storage.claim(record(), 0.0, True)
-        assert sqlite._host() == ""
+        assert owners._host() == ""
         monkeypatch.undo()
-        sqlite._host.cache_clear()
+        owners._host.cache_clear()
         assert storage.claim(record(lease=2000.0), 500.0, False) == (record(), False)
         assert storage.claim(record(lease=2000.0), 1000.0, False)[1]
         storage.close()

@@ -47,9 +47,9 @@ class Mortal(SQLiteStorage):
         self.may_die()
         return claimed
 
-    def commit(self, record: Record, token: int, result: Result | None = None) -> None:
+    def commit(self, record: Record, token: int, result: Result | None = None, **signal: str | None) -> None:
         self.may_die()
-        super().commit(record, token, result)
+        super().commit(record, token, result, **signal)
         self.may_die()
 
     def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:

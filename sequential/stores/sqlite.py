@@ -7,13 +7,14 @@ import sqlite3
 from _thread import allocate_lock
 from _weakrefset import WeakSet  # `weakref` itself takes half a millisecond more to import
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from time import monotonic, sleep
 from typing import Any, Literal, TypeVar
 
 from ..codec import Codec, JSONCodec
 from ..errors import Fenced, StorageError
-from ..storage import ENDED, Journal, Record, Result
+from ..storage import CLOSED, Journal, Record, Result
+from .owner import describe_process, is_dead
 
 T = TypeVar("T")
 
@@ -24,24 +25,27 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS sequential_schema (version INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS sequential_executions (
     key INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE, run TEXT NOT NULL, workflow TEXT NOT NULL, version INTEGER,
+    id TEXT NOT NULL UNIQUE, run TEXT NOT NULL, workflow TEXT NOT NULL, version INTEGER, first_input INTEGER,
     token INTEGER NOT NULL, step INTEGER NOT NULL, status TEXT NOT NULL, due REAL, lease REAL NOT NULL,
-    attempts INTEGER NOT NULL, error TEXT, owner TEXT, rings REAL
+    attempts INTEGER NOT NULL, error TEXT, wake REAL, waits TEXT, owner TEXT, rings REAL
 );
 CREATE INDEX IF NOT EXISTS sequential_due ON sequential_executions (rings) WHERE rings IS NOT NULL;
 CREATE TABLE IF NOT EXISTS sequential_results (
     position INTEGER PRIMARY KEY, asked TEXT NOT NULL, fingerprint INTEGER, data BLOB NOT NULL,
     started REAL, ended REAL, error TEXT
 );
+CREATE TABLE IF NOT EXISTS sequential_signals (
+    execution INTEGER NOT NULL, name TEXT NOT NULL, data BLOB, PRIMARY KEY (execution, name)
+);
 CREATE VIEW IF NOT EXISTS sequential_steps AS
-    SELECT id, run, token AS held_token, token, e.step, status, due, lease, attempts, e.error AS record_error,
-        (position & 4294967295) - 1 AS result_step, asked, fingerprint, data, started, ended, r.error
+    SELECT id, run, token AS held_token, token, e.step, status, due, lease, attempts, e.error AS record_error, wake,
+        waits, (position & 4294967295) - 1 AS result_step, asked, fingerprint, data, started, ended, r.error
     FROM sequential_executions AS e JOIN sequential_results AS r
     ON r.position > e.key << 32 AND r.position < (e.key + 1) << 32;
 CREATE TRIGGER IF NOT EXISTS sequential_commit INSTEAD OF INSERT ON sequential_steps BEGIN
     UPDATE sequential_executions
         SET token = NEW.token, step = NEW.step, status = NEW.status, lease = NEW.lease, attempts = NEW.attempts,
-            error = NEW.record_error
+            error = NEW.record_error, wake = NEW.wake, waits = NEW.waits
         WHERE id = NEW.id AND run = NEW.run AND token = NEW.held_token AND rings = -1 AND due IS NEW.due;
     SELECT RAISE(ABORT, 'fenced') WHERE changes() = 0;
     INSERT OR REPLACE INTO sequential_results VALUES (
@@ -65,22 +69,23 @@ _LAST = (1 << 32) - 1
 _KEY = "(SELECT key FROM sequential_executions WHERE id = ? AND run = ?)"
 _HELD_BY = " WHERE id = ? AND run = ? AND token = ?"
 _SELECT = (
-    "SELECT id, run, token, step, status, workflow, "
-    "(SELECT data FROM sequential_results WHERE position = key << 32), version, due, lease, attempts, error, "
-    "owner FROM sequential_executions"
+    "SELECT id, run, workflow, (SELECT data FROM sequential_results WHERE position = key << 32), version, first_input, "
+    "token, step, status, due, lease, attempts, error, wake, waits, owner FROM sequential_executions"
 )
-_INSERT = (
-    "INSERT INTO sequential_executions "
-    "(id, run, workflow, version, token, step, status, due, lease, attempts, error, owner, rings) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_UPDATE = (
-    "UPDATE sequential_executions SET token = ?, step = ?, status = ?, due = ?, lease = ?, attempts = ?, error = ?, "
-    "owner = ?, rings = ?" + _HELD_BY
-)
-_STEP = f"INSERT INTO sequential_steps VALUES ({', '.join('?' * 17)})"
+_CHANGING = ("token", "step", "status", "due", "lease", "attempts", "error", "wake", "waits", "owner", "rings")
+_ALL = ("id", "run", "workflow", "version", "first_input", *_CHANGING)
+_INSERT = f"INSERT INTO sequential_executions ({', '.join(_ALL)}) VALUES ({', '.join('?' * len(_ALL))})"
+_UPDATE = f"UPDATE sequential_executions SET {' = ?, '.join(_CHANGING)} = ?{_HELD_BY}"
+_REPLACE = f"UPDATE sequential_executions SET {' = ?, '.join(_ALL)} = ?{_HELD_BY}"
+_STEP = f"INSERT INTO sequential_steps VALUES ({', '.join('?' * 19)})"
 _RESULT = f"INSERT OR REPLACE INTO sequential_results VALUES (({_KEY} << 32) + 1 + ?, ?, ?, %s, ?, ?, ?)"
 _SMALL, _LARGE = _RESULT % "?", _RESULT % "zeroblob(?)"
+_HELD = f"SELECT key FROM sequential_executions{_HELD_BY}"
+_SIGNAL = f"INSERT OR IGNORE INTO sequential_signals VALUES ({_KEY}, ?, ?)"
+_NAMED = f" WHERE execution = {_KEY} AND name = ?"
+_PENDING = f"SELECT data FROM sequential_signals{_NAMED}"
+_OPEN = f"DELETE FROM sequential_signals{_NAMED}"
+_TAKE = f"UPDATE sequential_signals SET data = NULL{_NAMED}"
 _RESULTS = (
     "SELECT (position & 4294967295) - 1, asked, fingerprint, CASE WHEN length(data) <= ? THEN data END%s "
     f"FROM sequential_results WHERE position > ({_KEY} << 32) + ? AND position <= ({_KEY} << 32) + ? ORDER BY position"
@@ -164,7 +169,7 @@ class SQLiteStorage(Journal):
             if row is None:
                 return None
             record, owner = Record(*row[:-1]), row[-1]
-            if not wanted.lease or record.status in ENDED or (record.lease > now and not _is_dead(owner)):
+            if not wanted.lease or record.status in CLOSED or (record.lease > now and not is_dead(owner)):
                 return record, False
             taken = record._replace(token=record.token + 1, lease=wanted.lease)
             self._update(connection, taken, record.token)
@@ -174,17 +179,24 @@ class SQLiteStorage(Journal):
             found = take(connection)
             if found is not None:
                 return found
-            fixed = (wanted.id, wanted.run, wanted.workflow, wanted.version)
-            connection.execute(_INSERT, (*fixed, *self._changing(wanted)))
+            connection.execute(_INSERT, self._columns(wanted))
             self._insert(connection, wanted, Result(_INPUT, "input", data=wanted.input))
             return wanted, True
 
         # A power cut may undo the taking of a lease, at no harm, but not an execution once begun.
         return self._run(take, "NORMAL") or (self._run(take_or_create, self._synchronous) if create else (None, False))
 
-    def commit(self, record: Record, token: int, result: Result | None = None) -> None:
+    def commit(
+        self,
+        record: Record,
+        token: int,
+        result: Result | None = None,
+        *,
+        absent: str | None = None,
+        taken: str | None = None,
+    ) -> None:
         """Write a record and a result in one transaction."""
-        if record.lease and result is not None and self._step(record, token, result):
+        if record.lease and result is not None and absent is taken is None and self._step(record, token, result):
             return
 
         def write(connection: sqlite3.Connection) -> None:
@@ -192,18 +204,47 @@ class SQLiteStorage(Journal):
                 raise Fenced(record.id, token)
             if result is not None:
                 self._insert(connection, record, result)
+            if absent is not None:
+                if self._pending(connection, record, absent) is not None:
+                    raise Fenced(record.id, token)
+                connection.execute(_OPEN, (record.id, record.run, absent))
+            if taken is not None:
+                connection.execute(_TAKE, (record.id, record.run, taken))
+
+        self._run(write, self._synchronous)
+
+    def save(self, record: Record, result: Result) -> None:
+        """Write a result in a transaction."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            if connection.execute(_HELD, (record.id, record.run, record.token)).fetchone() is None:
+                raise Fenced(record.id, record.token)
+            self._insert(connection, record, result)
+
+        self._run(write, self._synchronous)
+
+    def restart(self, record: Record, held: Record) -> None:
+        """Replace a record and remove its results in one transaction."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            key = connection.execute(_HELD, (held.id, held.run, held.token)).fetchone()
+            if key is None:
+                raise Fenced(held.id, held.token)
+            connection.execute(_REPLACE, (*self._columns(record), held.id, held.run, held.token))
+            _remove_results(connection, *key)
+            self._insert(connection, record, Result(_INPUT, "input", data=record.input))
+            connection.execute("DELETE FROM sequential_signals WHERE execution = ? AND data IS NULL", key)
 
         self._run(write, self._synchronous)
 
     def _step(self, record: Record, token: int, result: Result) -> bool:
         """Commit in a single statement, and return whether that was enough: if not, the long way tells why."""
-        progress = (record.token, record.step, record.status, record.due, record.lease, record.attempts, record.error)
         with self._lock:
             connection = self._connection
             if connection is None or self._level != self._synchronous or len(result.data) > _PAGE:
                 return False
             try:
-                connection.execute(_STEP, (record.id, record.run, token, *progress, *result))
+                connection.execute(_STEP, (record.id, record.run, token, *record[6:], *result))
             except sqlite3.Error:
                 return False
         return True
@@ -226,8 +267,6 @@ class SQLiteStorage(Journal):
                     break
 
         self._run(read)
-        if not page or page[0].step != start:
-            raise Fenced(record.id, record.token)
         return page
 
     def read(self, id: str) -> Record | None:
@@ -244,11 +283,45 @@ class SQLiteStorage(Journal):
             return held, connection.execute(ripe, (now, limit)).fetchall()
 
         held, ripe = self._run(read)
-        abandoned = [record for *fields, owner in held if (record := Record(*fields)).lease <= now or _is_dead(owner)]
+        abandoned = [record for *fields, owner in held if (record := Record(*fields)).lease <= now or is_dead(owner)]
         return (abandoned + [Record(*fields) for *fields, _ in ripe])[:limit]
 
+    def find(self, after: str, limit: int, status: str | None = None, workflow: str | None = None) -> list[Record]:
+        """List records."""
+        wanted = [
+            (column, value) for column, value in (("status", status), ("workflow", workflow)) if value is not None
+        ]
+        where = "".join(f" AND {column} = ?" for column, _ in wanted)
+        sql, values = (
+            f"{_SELECT} WHERE id > ?{where} ORDER BY id LIMIT ?",
+            (after, *(value for _, value in wanted), limit),
+        )
+        rows = self._run(lambda connection: connection.execute(sql, values).fetchall())
+        return [Record(*fields) for *fields, _ in rows]
+
+    def signal(self, id: str, name: str, data: bytes, now: float) -> tuple[Record | None, bool]:
+        """Keep a signal, in one transaction with the record that waits for it."""
+
+        def write(connection: sqlite3.Connection) -> tuple[Record | None, bool]:
+            row = connection.execute(f"{_SELECT} WHERE id = ?", (id,)).fetchone()
+            if row is None:
+                return None, False
+            record = Record(*row[:-1])
+            if record.status in CLOSED or not connection.execute(_SIGNAL, (id, record.run, name, data)).rowcount:
+                return record, False
+            if record.waits == name and not record.lease:
+                record = record._replace(due=now)
+                self._update(connection, record, record.token)
+            return record, True
+
+        return self._run(write, self._synchronous)
+
+    def received(self, record: Record, name: str) -> bytes | None:
+        """Read a signal."""
+        return self._run(lambda connection: self._pending(connection, record, name))
+
     def remove(self, id: str, held: Record | None = None) -> None:
-        """Remove an execution and its results."""
+        """Remove an execution, its results and its signals."""
 
         def write(connection: sqlite3.Connection) -> None:
             found = connection.execute(
@@ -257,10 +330,8 @@ class SQLiteStorage(Journal):
             if held is not None and (found is None or found[1:] != (held.run, held.token)):
                 raise Fenced(id, held.token)
             if found is not None:
-                first = found[0] << 32
-                connection.execute(
-                    "DELETE FROM sequential_results WHERE position BETWEEN ? AND ?", (first, first + _LAST)
-                )
+                _remove_results(connection, found[0])
+                connection.execute("DELETE FROM sequential_signals WHERE execution = ?", found[:1])
                 connection.execute("DELETE FROM sequential_executions WHERE key = ?", found[:1])
 
         self._run(write, self._synchronous)
@@ -313,10 +384,17 @@ class SQLiteStorage(Journal):
         with connection.blobopen("sequential_results", "data", (key << 32) + 1 + step, readonly=True) as blob:
             return blob.read()
 
+    def _pending(self, connection: sqlite3.Connection, record: Record, name: str) -> bytes | None:
+        found: tuple[bytes | None] | None = connection.execute(_PENDING, (record.id, record.run, name)).fetchone()
+        return found[0] if found else None
+
+    def _columns(self, record: Record) -> tuple[object, ...]:
+        fixed = (record.id, record.run, record.workflow, record.version, record.first_input)
+        return (*fixed, *self._changing(record))
+
     def _changing(self, record: Record) -> tuple[object, ...]:
         owner, rings = (self._owner, -1) if record.lease else (None, record.due)
-        progress = (record.token, record.step, record.status, record.due, record.lease)
-        return (*progress, record.attempts, record.error, owner, rings)
+        return (*record[6:], owner, rings)
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -331,7 +409,7 @@ class SQLiteStorage(Journal):
         except BaseException:
             connection.close()
             raise
-        self._connection, self._level, self._owner = connection, "", _describe_process()
+        self._connection, self._level, self._owner = connection, "", describe_process()
         return connection
 
 
@@ -389,49 +467,13 @@ def _create_tables(connection: sqlite3.Connection, path: str) -> None:
         )
 
 
+def _remove_results(connection: sqlite3.Connection, key: int) -> None:
+    """Remove all results of an execution, and its input."""
+    bounds = (key << 32, (key << 32) + _LAST)
+    connection.execute("DELETE FROM sequential_results WHERE position BETWEEN ? AND ?", bounds)
+
+
 def _explain(path: str, error: Exception) -> StorageError:
     code = getattr(error, "sqlite_errorname", "SQLITE_TOOBIG" if isinstance(error, OverflowError) else "SQLITE_ERROR")
     remedy = _REMEDIES.get("_".join(code.split("_")[:2]), "nothing was recorded")
     return StorageError(f"{path}: {error} ({code}): {remedy}")
-
-
-def _describe_process() -> str | None:
-    """Return what tells this process from all others, on this host and elsewhere, or ``None`` if nothing does."""
-    started = _started(os.getpid())
-    return f"{_host()} {os.getpid()} {started}" if started else None
-
-
-def _is_dead(owner: str | None) -> bool:
-    """Whether a process known to have run on this host runs no more."""
-    if owner is None:
-        return False
-    host, pid, started = owner.rsplit(" ", 2)
-    if host != _host() or _started(int(pid)) == started:
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except PermissionError:
-        return False  # it runs under another user, and /proc hides it from this one
-    except ProcessLookupError:
-        pass
-    return True
-
-
-@cache
-def _host() -> str:
-    """Return this boot of this host and this view of its process numbers: a container has its own."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as boot:
-            return f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str | None:
-    """Return when a process started, in clock ticks since boot; ``None`` when it is dead, or nobody can tell."""
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            state, *fields = stat.read().rpartition(") ")[2].split()
-    except OSError:
-        return None
-    return None if state in {"Z", "X"} else fields[18]

@@ -18,8 +18,8 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from ..executor import FlowExecutor
-from ..invocation import Paused
-from ..requests import save, tool
+from ..paused import Paused
+from ..requests import again, save, sleep, tool, version, wait
 from ..storage import Maybe, journal_for, settle
 from .crash import count_crash_points
 
@@ -183,6 +183,19 @@ def workflow(input: dict[str, int]) -> Generator[Any, Any, Any]:
         got.append((yield tool("conformance", "echo", {"number": number, "so far": len(got)})))
     yield save()
     return got
+
+
+def every_request(input: dict[str, int]) -> Generator[Any, Any, Any]:
+    """Ask for one of everything, in two rounds."""
+    asked = [tool("conformance", "echo", number) for number in range(3)]
+    got: list[Any] = [(yield asked), (yield []), (yield version())]
+    yield sleep(60)
+    got.append((yield wait("go")))
+    got.append((yield wait("never", timeout=60)))
+    yield save()
+    got.append((yield tool("conformance", "echo", "once", once=True)))
+    got.append((yield [tool("conformance", "echo", "first", once=True), tool("conformance", "echo", "second")]))
+    return again({"round": 2}) if input["round"] == 1 else got
 
 
 _RETURNED = [{"number": 0, "so far": 0}, {"number": 1, "so far": 1}, {"number": 2, "so far": 2}]

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
+from ..calls import INTERRUPTED
 from ..codec import JSONCodec
+from ..context import current
 from ..executor import FlowExecutor
 from ..hooks import Call, find_call
-from ..invocation import Paused
+from ..names import new_id
 from ..observe import Event
-from ..storage import Journal, Maybe, PlainJournal, Record, Result, Storage, journal_for, new_id, settle
+from ..paused import Paused
+from ..storage import Journal, Maybe, PlainJournal, Record, Result, Storage, journal_for, settle, then
 from ..stores.memory import MemoryStorage
 from ..workflow import Workflow
+from .around import JournalAround
 from .fakes import FakeClock
+
+T = TypeVar("T")
 
 _INVOCATIONS = 10_000
 """More than any workflow worth enumerating takes: beyond it, one goes round in circles."""
@@ -27,12 +34,14 @@ def crash_points(
     *,
     call: Call | None = None,
     storage: Storage | None = None,
+    signals: Mapping[str, Any] | None = None,
 ) -> int:
     """Run a workflow once for each place where its process could die, die there, and go on in another.
 
     The places are: before and after every call of the storage, of a tool and of the resume hook, each with one
     step per invocation and with all steps in one.  Every run must end as the undisturbed one does.  On a
-    `Journal` each step must be recorded exactly once; a storage of five methods cannot promise that.
+    `Journal` each step must be recorded exactly once; a storage of five methods cannot promise that.  Time is a
+    `FakeClock`, which moves on whenever the workflow sleeps.
 
     Args:
         workflow: The workflow.
@@ -41,37 +50,62 @@ def crash_points(
             the same result for the same step.  Left out, the process-wide hook.
         storage: Where to run it, plain or ``async``; left out, a new `MemoryStorage`.  Each run has an id of its
             own there.
+        signals: Payloads by the name of the signal, each sent whenever the workflow waits for it; other waits
+            run into their timeouts.
 
     Returns:
         How many places there were.
 
     Raises:
-        AssertionError: When a run ends differently, records a step twice or not at all, or asks a tool for
-            something else on replay; the text says where the process had died.
+        AssertionError: When a run ends differently, records a step twice or not at all, calls a tool of
+            ``once=True`` twice, or asks a tool for something else on replay; the text says where the process had
+            died.
     """
-    return asyncio.run(count_crash_points(workflow, input, call, MemoryStorage() if storage is None else storage))
+    storage = MemoryStorage() if storage is None else storage
+    return asyncio.run(count_crash_points(workflow, input, call, storage, signals))
 
 
-async def count_crash_points(workflow: Workflow[Any], input: Any, call: Call | None, storage: Storage) -> int:
+async def count_crash_points(
+    workflow: Workflow[Any],
+    input: Any,
+    call: Call | None,
+    storage: Storage,
+    signals: Mapping[str, Any] | None = None,
+) -> int:
     """Do what `crash_points` does, in the event loop that runs."""
     points = 0
     for budget in (0.0, math.inf):
-        expected, point, died = await _run(workflow, input, call, storage, budget=budget), 0, True
+        world = _World(workflow, input, call, storage, signals or {}, budget)
+        expected: dict[Any, _Run] = {(): await _run(world)}
+        point, died = 0, True
         while died:
-            found = await _run(workflow, input, call, storage, budget=budget, point=point)
+            found = await _run(world, point)
             where = f"after the process died {found.place or 'nowhere'} (point {point}, budget {budget})"
             assert not found.changed, f"{where}, a tool was asked for with other input than before: {found.changed}"
-            assert found.outcome == expected.outcome, (
-                f"{where}, the workflow {found.outcome!r} instead of {expected.outcome!r}: "
+            assert not found.twice, f"{where}, {found.twice} was called a second time in spite of once=True"
+            usual = expected.setdefault(found.interrupted, found)  # an interrupted call may change all that follows
+            assert found.outcome == usual.outcome, (
+                f"{where}, the workflow {found.outcome!r} instead of {usual.outcome!r}: "
                 f"let it depend on nothing but its input and the results of its steps"
             )
-            assert found.recorded == expected.recorded, (
-                f"{where}, {found.recorded!r} was recorded instead of {expected.recorded!r}: "
+            assert found.recorded == usual.recorded, (
+                f"{where}, {found.recorded!r} was recorded instead of {usual.recorded!r}: "
                 f"the storage does not commit atomically, or lets a writer commit who was fenced off"
             )
             died = found.place is not None
             points, point = points + died, point + 1
     return points
+
+
+class _World(NamedTuple):
+    """What all runs have in common."""
+
+    workflow: Workflow[Any]
+    input: Any
+    call: Call | None
+    storage: Storage
+    signals: Mapping[str, Any]
+    budget: float
 
 
 class _Death(BaseException):
@@ -83,6 +117,9 @@ class _Run(NamedTuple):
 
     outcome: tuple[str, Any]
     recorded: list[Any]
+    interrupted: tuple[tuple[int, int], ...]
+    """The calls of ``once=True`` that were found unfinished, by round and step."""
+    twice: list[str]
     place: str | None
     changed: list[str]
 
@@ -134,53 +171,69 @@ class _MortalStorage:
         return await self._process.around(f"set_result of step {step}", self._storage.set_result, id, step, data)
 
 
-class _MortalJournal(Journal):
+class _MortalJournal(JournalAround):
     """A Journal with a place to die before and after each call; it keeps a list of what was recorded."""
 
-    def __init__(self, journal: Journal, process: _Process) -> None:
-        self.codec = journal.codec
-        self.recorded: list[tuple[int, str]] = []
-        self._journal, self._process = journal, process
+    def __init__(self, inner: Journal, process: _Process) -> None:
+        super().__init__(inner)
+        self.recorded: list[Any] = []
+        self.saved: set[tuple[str, int]] = set()
+        self.marked: set[str] = set()
+        self.interrupted: set[tuple[int, int]] = set()
+        self.rounds = 0
+        self._process = process
 
-    async def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
-        claimed: tuple[Record | None, bool] = await self._process.around(
-            "claim", self._journal.claim, wanted, now, create
-        )
-        return claimed
+    async def around(self, what: str, method: Callable[..., Maybe[T]], *arguments: Any, **options: Any) -> T:
+        if what in {"read", "due"}:  # a look from outside, and a sweep, may fail anywhere
+            return await settle(method(*arguments, **options))
+        done: T = await self._process.around(what, method, *arguments, **options)
+        return done
 
-    async def commit(self, record: Record, token: int, result: Result | None = None) -> None:
-        async def commit_and_note() -> None:
-            await settle(self._journal.commit(record, token, result))
-            if result is not None:
-                self.recorded.append((result.step, result.asked))
+    async def commit(self, record: Record, token: int, result: Result | None = None, **signal: str | None) -> None:
+        def commit() -> Maybe[None]:
+            written = self.inner.commit(record, token, result, **signal)
+            return written if result is None else then(written, lambda _: self.recorded.append(record.step))
 
-        await self._process.around(f"commit of step {record.step} as {record.status}", commit_and_note)
+        await self._process.around(f"commit of step {record.step} as {record.status}", commit)
+
+    async def save(self, record: Record, result: Result) -> None:
+        def note(_: None) -> None:
+            if result.error == INTERRUPTED:
+                self.marked.add(f"{record.id}:{record.run}:{result.step}")
+            elif (record.run, result.step) in self.saved:
+                self.recorded.append(f"step {result.step} twice")
+            else:
+                self.saved.add((record.run, result.step))
+
+        await self._process.around(f"save of step {result.step}", lambda: then(self.inner.save(record, result), note))
+
+    async def restart(self, record: Record, held: Record) -> None:
+        def note(_: None) -> None:
+            self.rounds += 1
+
+        await self._process.around("restart", lambda: then(self.inner.restart(record, held), note))
 
     async def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:
-        page: list[Result] = await self._process.around("results", self._journal.results, record, start, stop, brief)
+        page = await super().results(record, start, stop, brief)
+        self.interrupted.update((self.rounds, result.step) for result in page if result.error == INTERRUPTED)
         return page
 
-    async def read(self, id: str) -> Record | None:
-        return await settle(self._journal.read(id))
 
-    async def due(self, now: float, limit: int) -> list[Record]:
-        return await settle(self._journal.due(now, limit))
-
-    async def remove(self, id: str, held: Record | None = None) -> None:
-        await self._process.around("remove", self._journal.remove, id, held)
-
-
-async def _run(  # noqa: C901 - the parts of one experiment, in their order
-    workflow: Workflow[Any], input: Any, call: Call | None, storage: Storage, *, budget: float, point: int | None = None
-) -> _Run:
+async def _run(world: _World, point: int | None = None) -> _Run:  # noqa: C901 - the parts of one experiment
     """Run a workflow to its end, in as many processes as it takes, one of which dies at `point`."""
     process, clock, changed, id = _Process(point), FakeClock(), list[str](), f"crash-{new_id()}"
-    journal = journal_for(storage)
+    journal = journal_for(world.storage)
     mortal = None if isinstance(journal, PlainJournal) else _MortalJournal(journal, process)
+    calls: Counter[str] = Counter()
 
     async def mortal_call(category: str, name: str, input: Any) -> Any:
         tool = f"tool {category}.{name}"
-        return await process.around(tool, call or find_call(tool), category, name, input)
+
+        def call() -> Any:
+            calls[current().key] += 1
+            return (world.call or find_call(tool))(category, name, input)
+
+        return await process.around(tool, call)
 
     async def mortal_resume(id: str) -> None:
         await process.around("resume", lambda _: None, id)
@@ -190,25 +243,41 @@ async def _run(  # noqa: C901 - the parts of one experiment, in their order
             changed.append(f"{event.detail} (step {event.step})")
 
     flow = FlowExecutor(
-        mortal or _MortalStorage(storage, process),
+        mortal or _MortalStorage(world.storage, process),
         call=mortal_call,
         resume=mortal_resume,
-        budget=budget,
+        budget=world.budget,
         retain=mortal is not None,
         observe=observe,
         clock=clock,
     )
-    for _ in range(_INVOCATIONS):
-        try:
-            outcome = await _invoke(flow, workflow, id, input)
-        except _Death:
-            process.dead = False
-            clock.advance(1000.0)  # the lease of the dead one ends
+
+    async def let_time_pass(reason: str) -> None:
+        """Send the signal that is waited for, or move on to when the workflow wakes, or to the end of a lease."""
+        status = None if mortal is None else await flow.status(id)
+        if status is not None:
+            if status.waits is not None and status.waits in world.signals:
+                await flow.signal(id, status.waits, world.signals[status.waits])
+            elif status.due is not None and reason in {"sleep", "wait"}:
+                clock.now = max(clock.now, status.due)
+            else:
+                assert reason != "wait", f"the workflow waits for {status.waits!r} for ever: give crash_points signals="
+        if reason == "death":
+            clock.advance(1000.0)
             if mortal is not None:
                 await flow.sweep()
+
+    reason = ""
+    for _ in range(_INVOCATIONS):
+        try:
+            await let_time_pass(reason)
+            outcome = await _invoke(flow, world, id)
+        except _Death:
+            process.dead, reason = False, "death"
         else:
-            if outcome is not None:
+            if not isinstance(outcome, Paused):
                 break
+            reason = outcome.reason
     else:
         raise AssertionError(f"the workflow did not end within {_INVOCATIONS} invocations")
     process.left = None
@@ -216,16 +285,18 @@ async def _run(  # noqa: C901 - the parts of one experiment, in their order
     if mortal is not None and await flow.status(id) is not None:
         recorded = [mortal.recorded, [(step["asked"], step["result"]) for step in await flow.history(id)]]
     await flow.delete(id)
-    return _Run(outcome, recorded, process.place, changed)
+    interrupted = tuple(sorted(mortal.interrupted)) if mortal else ()
+    twice = [key.replace(id, "...") for key in mortal.marked if calls[key] > 1] if mortal else []
+    return _Run(outcome, recorded, interrupted, twice, process.place, changed)
 
 
-async def _invoke(flow: FlowExecutor, workflow: Workflow[Any], id: str, input: Any) -> tuple[str, Any] | None:
-    """Run one invocation and return how the workflow ended, if it did."""
+async def _invoke(flow: FlowExecutor, world: _World, id: str) -> tuple[str, Any] | Paused:
+    """Run one invocation and return how the workflow ended, or why it did not."""
     try:
-        value = await flow.execute(workflow, id, input)
+        value = await flow.execute(world.workflow, id, world.input)
     except Exception as error:
         return ("raised", f"{type(error).__name__}: {error}".replace(id, "..."))
     if isinstance(value, Paused):
-        return None
+        return value
     codec = JSONCodec()  # a plain storage does not have the final value encoded
     return ("returned", codec.loads(codec.dumps(value)))

@@ -1,0 +1,45 @@
+"""What an executor was given, and what follows from it alone."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from . import hooks
+from .errors import NotEncodable, message_of
+from .observe import Observer
+from .storage import Journal, Record, settle
+
+GRACE = 30.0
+"""Seconds after a pause by which the callback should have come: above any cold start, below human patience."""
+
+
+class Setup(NamedTuple):
+    """What an executor was given."""
+
+    journal: Journal
+    call: hooks.Call | None
+    resume: hooks.Resume | None
+    budget: float
+    lease: float
+    retain: bool
+    version: int
+    observer: Observer
+    clock: Callable[[], float]
+
+    def encode(self, value: Any, whose: str) -> bytes:
+        """Return `value` as bytes; `whose` it is, is said when the codec refuses it."""
+        try:
+            return self.journal.codec.dumps(value)
+        except Exception as error:
+            raise NotEncodable(whose, message_of(error)) from error
+
+    async def ring(self, record: Record) -> None:
+        """Ring for the next invocation; should that fail, the sweep rings again."""
+        ring = hooks.find_resume() if self.resume is None else self.resume
+        if ring is None:
+            return
+        try:
+            await settle(ring(record.id))
+        except Exception as error:
+            self.observer.tell("ring failed", record, "the sweep will ring again", error)
+        else:
+            self.observer.tell("rang", record)
