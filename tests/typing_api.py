@@ -17,6 +17,8 @@ from sequential import (
     tool,
     version,
 )
+from sequential.patterns import ToolError, check, retry, saga
+from sequential.patterns import call as call_tool
 from sequential.storage import Journal, Record, Result, Storage, journal_for
 from sequential.stores.memory import MemoryStorage
 from sequential.stores.sqlite import SQLiteStorage
@@ -140,3 +142,33 @@ def hooks() -> None:
         assert_type(installed, install)
     assert_type(current(), Current)
     assert_type(current().key, str)
+
+
+def fetch_name(id: int, short: bool = False) -> str:
+    return str(id)
+
+
+async def fetch_age(id: int) -> int:
+    return id
+
+
+def patterns(input: dict[str, int]) -> Generator[dict[str, Any], Any, int]:
+    assert_type((yield from call_tool(fetch_name, id=1, short=True)), str)
+    assert_type((yield from call_tool(fetch_age, id=1)), int)
+    yield from call_tool(fetch_name)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    yield from call_tool(fetch_age, id="1")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    assert_type(check((yield tool("api", "user"))), Any)
+    assert_type(check(5), int)
+    assert_type((yield from retry(tool("api", "user"), attempts=5, retry_on=["busy"])), Any)
+    assert_type(check((yield from retry(tool("api", "user"), retry_on=lambda message: message.isdigit()))), Any)
+    retry(returns_text())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    trip = saga(attempts=5, retry_on=["busy"])
+    assert_type(trip, saga)
+    assert_type((yield from trip.do(tool("flight", "book"), undo=lambda flight: tool("flight", "cancel", flight))), Any)
+    age = yield from trip.do(call_tool(fetch_age, id=1), undo=lambda age: call_tool(fetch_name, id=age.bit_length()))
+    assert_type(age, int)
+    assert_type((yield from trip.do(returns_text())), str)
+    assert_type((yield from trip.undo()), None)
+    assert_type(ToolError("message").tool, str | None)
+    assert_type(ToolError("message").not_undone, tuple[ToolError, ...])
+    return age
