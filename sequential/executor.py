@@ -55,6 +55,10 @@ class Status(NamedTuple):
     error: str | None
     waits: str | None
     """The signal that it waits for."""
+    version: int | None
+    """The executor's ``version=`` when it began."""
+    input: Any
+    """What it was started with, or what ``again`` has given it since."""
     value: Any
     """The final value when finished; not in a list of several."""
 
@@ -452,4 +456,4 @@ class FlowExecutor:
         """Return how an execution stands, apart from its value."""
         busy, due = record.lease > self._setup.clock(), record.rings_at
         standing = (record.id, record.status, record.step, busy, record.workflow, due, record.attempts, record.error)
-        return Status(*standing, record.waits, None)
+        return Status(*standing, record.waits, record.version, self._setup.journal.codec.loads(record.input), None)

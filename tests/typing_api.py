@@ -11,18 +11,22 @@ from sequential import (
     FlowExecutor,
     Paused,
     Status,
+    again,
     current,
     install,
     save,
+    sleep,
     tool,
     version,
+    wait,
 )
 from sequential.patterns import ToolError, check, retry, saga
 from sequential.patterns import call as call_tool
 from sequential.storage import Journal, Record, Result, Storage, journal_for
 from sequential.stores.memory import MemoryStorage
 from sequential.stores.sqlite import SQLiteStorage
-from sequential.testing import FakeClock, JournalTests, StorageTests, crash_points
+from sequential.testing import FakeClock, JournalTests, StorageTests, crash_points, replay
+from sequential.tools import Tools
 
 
 def returns_int(input: dict[str, int]) -> Generator[Any, Any, int]:
@@ -89,6 +93,10 @@ def blocking(flow: FlowExecutor) -> None:
     assert_type(flow.status_sync("id"), Status | None)
     assert_type(flow.history_sync("id"), list[dict[str, Any]])
     assert_type(flow.sweep_sync(limit=5), list[str])
+    assert_type(flow.signal_sync("id", "name", {"any": "JSON"}), bool)
+    assert_type(flow.cancel_sync("id"), None)
+    assert_type(flow.fork_sync("id", at=3, new_id="other"), str)
+    assert_type(flow.list_sync("failed", workflow="w", limit=5, after="id"), list[Status])
     flow.delete_sync("id")
     flow.execute_sync(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     flow.status_sync(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -102,6 +110,10 @@ async def awaited(flow: FlowExecutor) -> None:
     assert_type(await flow.status("id"), Status | None)
     assert_type(await flow.history("id"), list[dict[str, Any]])
     assert_type(await flow.sweep(), list[str])
+    assert_type(await flow.signal("id", "name"), bool)
+    assert_type(await flow.cancel("id"), None)
+    assert_type(await flow.fork("id", 0), str)
+    assert_type(await flow.list(), list[Status])
     await flow.resume("id")
     await flow.delete("id")
 
@@ -122,7 +134,8 @@ def constructed() -> None:
 
 
 def tested() -> None:
-    assert_type(crash_points(returns_int, {"id": 1}, call=call_async, storage=MineAsync()), int)
+    assert_type(crash_points(returns_int, {"id": 1}, call=call_async, storage=MineAsync(), signals={"go": 1}), int)
+    assert_type(replay(returns_int, [{}], {"id": 1}, version=2), None)
 
     class Conforming(StorageTests):
         def make(self) -> Mine:
@@ -142,6 +155,28 @@ def hooks() -> None:
         assert_type(installed, install)
     assert_type(current(), Current)
     assert_type(current().key, str)
+
+
+def everything() -> Generator[Any, Any, Any]:
+    yield [tool("api", "user", once=True), tool("api", "user", {"id": 1})]
+    yield sleep(0.5)
+    yield wait("approval", timeout=60)
+    sleep("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    wait(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    return again({"round": 2})
+
+
+def registered() -> None:
+    tools = Tools(threads=True)
+    assert_type(tools.add("api", fetch_name)(id=1), str)
+
+    @tools.add("api", name="age", timeout=5)
+    def age(id: int) -> int:
+        return id
+
+    assert_type(age(id=1), int)
+    tools.add("api", 5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    FlowExecutor(MemoryStorage(), call=tools)
 
 
 def fetch_name(id: int, short: bool = False) -> str:

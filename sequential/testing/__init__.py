@@ -2,6 +2,7 @@
 
 * `crash_points` kills a workflow at every place where a process can die, and checks that nothing is lost or
   doubled.
+* `replay` sends a recorded history into today's code, and fails if they do not fit.
 * `StorageTests` and `JournalTests` are what a storage must do; derive a test class, write ``make``, run pytest.
 * `FakeClock` is time that moves only when told to.
 * `JournalAround` is a Journal around another, to delay, count, refuse or interrupt its calls.
@@ -18,6 +19,7 @@ from .around import JournalAround
 from .conformance import StorageTests
 from .crash import crash_points
 from .fakes import FakeClock
+from .history import replay
 from .journals import (
     AheadTests,
     ClaimTests,
@@ -46,4 +48,5 @@ __all__ = [
     "SignalTests",
     "StorageTests",
     "crash_points",
+    "replay",
 ]
