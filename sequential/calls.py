@@ -115,7 +115,8 @@ class Caller:
             results.append(self._result(call))
             if len(results) < len(requests):
                 await settle(self._setup.journal.save(record, results[-1]))
-                self._setup.observer.tell("committed", call.record, call.request.label)
+                done = call.record._replace(step=call.record.step + 1)
+                self._setup.observer.tell("committed", done, call.request.label)
 
         loop = running_loop()
         alone = loop is None

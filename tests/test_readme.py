@@ -41,8 +41,8 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
 
 
 def test_every_snippet_prints_what_it_says(namespace: dict[str, Any]) -> None:
-    assert len(SNIPPETS) == 5
-    assert sum(snippet.count("print(") for snippet in SNIPPETS) == 5
+    assert len(SNIPPETS) == 8
+    assert sum(snippet.count("\nprint(") for snippet in SNIPPETS) == 13
 
 
 def test_the_tests_of_the_readme_pass(namespace: dict[str, Any]) -> None:

@@ -121,10 +121,12 @@ class TestGather:
         def workflow() -> Flow:
             return (yield [tool("api", "n", number) for number in range(100)])
 
-        storage = Counting()
-        flow = FlowExecutor(storage, call=lambda *call: call[2])
+        storage, events = Counting(), list[Event]()
+        flow = FlowExecutor(storage, call=lambda *call: call[2], observe=events.append)
         assert flow.execute_sync(workflow, "g") == {"paused": "g", "step": 99}
         assert storage.writes == {"save": 99, "commit": 1}
+        assert [event.step for event in events if event.kind == "called"] == list(range(100))
+        assert [event.step for event in events if event.kind == "committed"] == list(range(1, 101))
         assert flow.execute_sync(workflow, "g") == list(range(100))
 
     @pytest.mark.parametrize("asynchronous", [False, True])
