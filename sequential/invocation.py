@@ -102,7 +102,8 @@ class Invocation:
                         await self._check(each, page[-1])
                         saved.append(page.pop())
                         step += 1
-                    request = self._send(request, saved[::-1])
+                    saved.reverse()
+                    request = self._send(request, saved)
                     continue
                 if isinstance(request, Raised) or (isinstance(request, Return) and not asked):
                     return request

@@ -1,7 +1,7 @@
 """Random workflows under random schedules end as they would have undisturbed.
 
 Hypothesis writes the workflows (loops, branches on results, failing tools, gathers, sleeps, waits, calls that may be
-made once only, several rounds, results of every JSON shape) and the schedule: invocations advance one storage call or
+made once only, retries, sagas, several rounds, results of every JSON shape) and the schedule: invocations advance one storage call or
 tool call at a time, interleaved at will; they die, are cancelled, or are delivered twice; callbacks are lost; signals
 come early, late and twice; the clock jumps; sweeps run in between; executions are cancelled.
 """
@@ -12,6 +12,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Coroutine, Generator
+from functools import partial
 from types import CoroutineType
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule
 
 from sequential import AlreadyEnded, Fenced, FlowExecutor, Paused, again, current, save, sleep, tool, version, wait
+from sequential.patterns import ToolError, check, retry, saga
 from sequential.storage import Journal, Record, Result
 from sequential.stores.memory import MemoryStorage
 from sequential.stores.sqlite import SQLiteStorage
@@ -45,6 +47,8 @@ statements = st.recursive(
         st.tuples(st.just("once"), json_values),
         st.tuples(st.just("gather"), st.lists(st.tuples(st.sampled_from(KINDS), st.text(max_size=3)), max_size=4)),
         st.tuples(st.just("gather"), st.just([("once", "a"), ("tool", "b"), ("once", "c")])),
+        st.tuples(st.just("retry"), st.sampled_from(KINDS), st.text(max_size=3)),
+        st.tuples(st.just("saga"), st.lists(st.sampled_from(KINDS), max_size=3)),
         st.tuples(st.just("sleep"), st.sampled_from([0, 10, 1000])),
         st.tuples(st.just("wait"), st.sampled_from(NAMES), st.sampled_from([None, 0, 1000])),
     ),
@@ -67,7 +71,7 @@ def workflow(input: dict[str, Any]) -> Generator[Any, Any, Any]:  # noqa: C901 -
     """Interpret a program; the value is all that its requests were answered with in the last round."""
     answers: list[Any] = []
 
-    def run(block: list[Any]) -> Generator[Any, Any, None]:  # noqa: C901
+    def run(block: list[Any]) -> Generator[Any, Any, None]:  # noqa: C901, PLR0912
         for kind, *rest in block:
             if kind == "loop":
                 for _ in range(rest[0]):
@@ -82,6 +86,10 @@ def workflow(input: dict[str, Any]) -> Generator[Any, Any, Any]:  # noqa: C901 -
                 answers.append((yield version()))
             elif kind == "gather":
                 answers.append((yield [ask(kind, value) for kind, value in rest[0]]))
+            elif kind == "retry":
+                answers.append((yield from retry(ask(*rest), attempts=2, delay=10)))
+            elif kind == "saga":
+                answers.append((yield from book(rest[0])))
             elif kind == "sleep":
                 answers.append((yield sleep(rest[0])))
             elif kind == "wait":
@@ -91,6 +99,23 @@ def workflow(input: dict[str, Any]) -> Generator[Any, Any, Any]:  # noqa: C901 -
 
     yield from run(input["program"])
     return again(input | {"rounds": input["rounds"] - 1}) if input["rounds"] > 1 else answers
+
+
+def book(kinds: list[str]) -> Generator[Any, Any, Any]:
+    """Do one thing of each kind, each undone by a call of the same kind if a later one fails."""
+    trip, done = saga(attempts=2, delay=10), list[Any]()
+    try:
+        for number, kind in enumerate(kinds):
+            done.append((yield from trip.do(ask(kind, number), undo=partial(undoing, kind))))
+        check((yield ask("flaky", "at last")))
+    except ToolError as error:
+        yield from trip.undo()
+        return str(error)
+    return done
+
+
+def undoing(kind: str, result: Any) -> dict[str, Any]:
+    return ask(kind, {"undo": result})
 
 
 def payload(name: str) -> Any:

@@ -854,7 +854,7 @@ class TestAgain:
 
     @pytest.mark.parametrize("store", ["memory", "sqlite"])
     def test_a_loop_of_many_rounds_keeps_the_store_small(self, store: str, tmp_path: Path) -> None:
-        """Of 100,000 rounds: the benchmark's memory table has them on SQLite."""
+        """On SQLite the benchmarks have as many."""
         rounds = 100_000 if store == "memory" else 2_000
 
         def workflow(input: dict[str, Any]) -> Flow:

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tests.benchmarks import kernel, memory, process, store
+from tests.benchmarks import kernel, memory, process, rounds, store
 from tests.benchmarks.table import Row, print_table
 
 BENCHMARKS = {
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "sqlite": store.throughput,
     "invocations": store.invocations,
     "memory": memory.memory,
+    "rounds": rounds.rounds,
 }
 
 
