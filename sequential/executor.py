@@ -58,7 +58,7 @@ class Status(NamedTuple):
     version: int | None
     """The executor's ``version=`` when it began."""
     input: Any
-    """What it was started with, or what ``again`` has given it since."""
+    """What it was started with, or what ``again`` has given it since; ``None`` on a storage of five methods."""
     value: Any
     """The final value when finished; not in a list of several."""
 
@@ -456,4 +456,5 @@ class FlowExecutor:
         """Return how an execution stands, apart from its value."""
         busy, due = record.lease > self._setup.clock(), record.rings_at
         standing = (record.id, record.status, record.step, busy, record.workflow, due, record.attempts, record.error)
-        return Status(*standing, record.waits, record.version, self._setup.journal.codec.loads(record.input), None)
+        input = self._setup.journal.codec.loads(record.input) if record.input else None
+        return Status(*standing, record.waits, record.version, input, None)
