@@ -15,7 +15,7 @@ COROUTINE = 0x80
 """How CPython marks an ``async def`` function's code (inspect.CO_COROUTINE)."""
 
 
-class _CannotWait(BaseException):
+class CannotWait(BaseException):
     """What is thrown into a coroutine that waits; no ``except Exception`` of a user's takes it for a tool's error."""
 
 
@@ -35,11 +35,11 @@ def blocking(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
         try:
             coroutine.send(None)
             # Thrown in where it waits, so that it cleans up after itself.
-            coroutine.throw(_CannotWait())
+            coroutine.throw(CannotWait())
         except StopIteration as stop:
             value: T = stop.value
             return value
-        except _CannotWait:
+        except CannotWait:
             pass
         except RuntimeError as error:
             if needs_event_loop(error):

@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Awaitable, Coroutine, Iterable
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 from . import hooks
+from .blocking import CannotWait
 from .codec import fingerprint
 from .context import being_called
 from .errors import HookNotConfigured, NotEncodable, SequentialError, UnknownTool, message_of
@@ -27,7 +28,7 @@ class ToolCall:
         started: When, in seconds since the epoch.
     """
 
-    __slots__ = ("box", "checksum", "error", "record", "request", "started")
+    __slots__ = ("box", "checksum", "error", "outcome", "record", "request", "started")
 
     def __init__(self, request: Tool, record: Record, started: float) -> None:
         self.request, self.record, self.started = request, record, started
@@ -36,6 +37,8 @@ class ToolCall:
         """The error's type, if the tool raised."""
         self.box: list[Any] = []
         """What the tool came to, alone in a list, so that whoever needs it can take the only reference."""
+        self.outcome: Awaitable[Any] | None = None
+        """What the hook returned, if that is still to be awaited."""
 
     def begin(self, hook: hooks.Call) -> Awaitable[Any] | None:
         """Call the hook, and return what it returned if that is to be awaited."""
@@ -43,19 +46,20 @@ class ToolCall:
         try:
             outcome = hook(request.category, request.name, _copied(request.input))
             if hasattr(outcome, "__await__"):
-                return cast("Awaitable[Any]", outcome)
-            self.box.append(outcome)
+                self.outcome = outcome
+            else:
+                self.box.append(outcome)
         except SequentialError:
             raise
         except Exception as raised:
             self._fail(raised)
         finally:
             being_called.reset(token)
-        return None
+        return self.outcome
 
     async def finish(self, outcome: Awaitable[Any]) -> None:
         """Await what the hook returned."""
-        token = being_called.set(self.record)
+        self.outcome, token = None, being_called.set(self.record)
         try:
             self.box.append(await outcome)
         except SequentialError:
@@ -92,10 +96,10 @@ class Caller:
         call = ToolCall(request, record, self._setup.clock())
         outcome = await self._begin_once(call, record) if request.once else self._begin(call, record)
         if outcome is not None:
-            await call.finish(self._lease.hold_during(outcome, record))
+            await self._finish(call, self._lease.hold_during(outcome, record), record)
         return self._result(call)
 
-    async def call_together(self, requests: dict[int, Tool], record: Record) -> list[Result]:  # noqa: C901 - one act
+    async def call_together(self, requests: dict[int, Tool], record: Record) -> list[Result]:  # noqa: C901
         """Perform several steps, and save each result as it is there, but for the last, which is to be committed.
 
         What the hook returns at once is there in turn; what it returns to be awaited, at the same time.
@@ -108,8 +112,10 @@ class Caller:
             The results, in the order in which they came.
         """
         results: list[Result] = []
-        begun: list[tuple[ToolCall, Awaitable[Any]]] = []
+        calls = [ToolCall(request, record._replace(step=step), 0.0) for step, request in requests.items()]
         tasks: dict[Any, ToolCall] = {}
+        loop = running_loop()
+        alone = loop is None
 
         async def keep(call: ToolCall) -> None:
             results.append(self._result(call))
@@ -117,37 +123,43 @@ class Caller:
                 await settle(self._setup.journal.save(record, results[-1]))
                 done = call.record._replace(step=call.record.step + 1)
                 self._setup.observer.tell("committed", done, call.request.label)
+            await self._lease.keep_up(record)
 
-        loop = running_loop()
-        alone = loop is None
         try:
-            for step, request in requests.items():
-                call = ToolCall(request, record._replace(step=step), self._setup.clock())
-                outcome = await self._begin_once(call, record) if request.once else self._begin(call, record)
-                if outcome is None:
+            for call in calls:
+                call.started = self._setup.clock()
+                outcome = await self._begin_once(call, record) if call.request.once else self._begin(call, record)
+                if alone and outcome is not None:
+                    await self._finish(call, self._lease.hold_during(outcome, record), record)
+                if call.outcome is None:
                     await keep(call)
-                elif alone:
-                    await call.finish(self._lease.hold_during(outcome, record))
-                    await keep(call)
-                else:
-                    begun.append((call, outcome))
-            while begun:
-                call, outcome = begun.pop(0)
-                tasks[loop.create_task(call.finish(outcome))] = call
+            for call in calls:
+                if call.outcome is not None:
+                    tasks[loop.create_task(self._finish(call, call.outcome, record))] = call
             async for done in self._lease.hold_while(set(tasks), record):
+                failures: list[SequentialError] = []
                 for task in sorted(done, key=lambda task: tasks[task].record.step):
-                    task.result()
-                    await keep(tasks[task])
-        except GeneratorExit:
-            _close(begun)
-            raise  # nothing can be awaited any more
-        except BaseException:
-            for call in _close(begun):
-                await self._unmark(call, record)
-            if tasks:
-                await _cancel(tasks)
+                    try:
+                        task.result()
+                        await keep(tasks[task])
+                    except SequentialError as error:
+                        failures.append(error)
+                if failures:
+                    raise failures[0]
+        except BaseException as error:
+            await self._abandon(calls, tasks, record, error)
             raise
         return results
+
+    async def _abandon(self, calls: list[ToolCall], tasks: Iterable[Any], record: Record, error: BaseException) -> None:
+        """Cancel what runs, and call off what has not begun to."""
+        for task in tasks:
+            task.cancel()
+        if tasks and not isinstance(error, (GeneratorExit, CannotWait)):
+            await sys.modules["asyncio"].gather(*tasks, return_exceptions=True)
+        for call in calls:
+            if call.outcome is not None and _call_off(call.outcome) and not isinstance(error, GeneratorExit):
+                await self._unmark(call, record)
 
     def _begin(self, call: ToolCall, record: Record) -> Awaitable[Any] | None:
         """Call the hook, and return what of it is to be awaited."""
@@ -170,6 +182,14 @@ class Caller:
             await self._unmark(call, record)
             raise
 
+    async def _finish(self, call: ToolCall, outcome: Awaitable[Any], record: Record) -> None:
+        """Await what the hook returned."""
+        try:
+            await call.finish(outcome)
+        except (HookNotConfigured, UnknownTool):
+            await self._unmark(call, record)
+            raise
+
     async def _unmark(self, call: ToolCall, record: Record) -> None:
         """Take back that a call was started."""
         if call.request.once:
@@ -188,29 +208,26 @@ class Caller:
         return Result(record.step, request.label, call.checksum, data, call.started, self._setup.clock(), call.error)
 
 
-def _close(begun: list[tuple[ToolCall, Awaitable[Any]]]) -> list[ToolCall]:
-    """Call off what was to be awaited, and return the calls of which nothing has run."""
-    never_ran: list[ToolCall] = []
-    for call, outcome in begun:
-        if isinstance(outcome, Coroutine):
-            outcome.close()
-            never_ran.append(call)
-        else:
-            getattr(outcome, "cancel", int)()
-    return never_ran
-
-
-async def _cancel(tasks: Iterable[Any]) -> None:
-    """Cancel tasks of the running loop, and wait until none of them runs."""
-    for task in tasks:
-        task.cancel()
-    await sys.modules["asyncio"].gather(*tasks, return_exceptions=True)
+def _call_off(outcome: Awaitable[Any]) -> bool:
+    """Call off what was to be awaited, and return whether nothing of it has run."""
+    if isinstance(outcome, Coroutine):
+        outcome.close()
+        return True
+    getattr(outcome, "cancel", int)()
+    return False
 
 
 def _copied(input: Any) -> Any:
     """Return an input that a tool may change: the workflow keeps its own, as it will on replay."""
-    if isinstance(input, dict):
-        return {key: _copied(value) for key, value in input.items()}
-    if isinstance(input, list):
-        return [_copied(value) for value in input]
-    return input
+    if not isinstance(input, (dict, list)):
+        return input
+    copies: dict[int, Any] = {id(input): input.copy()}
+    containers = list(copies.values())
+    for container in containers:  # without recursion: it may be nested deeply, or hold itself
+        for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+            if isinstance(value, (dict, list)):
+                if id(value) not in copies:
+                    copies[id(value)] = value.copy()
+                    containers.append(copies[id(value)])
+                container[key] = copies[id(value)]
+    return containers[0]

@@ -209,7 +209,7 @@ class Diverged(SequentialError):
 
 
 class Fenced(SequentialError):
-    """Another invocation has taken this execution over (or it was deleted); this one wrote nothing.
+    """Another invocation has taken this execution over, or it was cancelled or deleted; this one wrote nothing.
 
     Args:
         id: The execution's id.
@@ -217,8 +217,8 @@ class Fenced(SequentialError):
     """
 
     _text = (
-        "execution {0!r} is no longer held under fencing token {1}: another invocation took it, or it was deleted; "
-        "this one has written nothing more and stops (a lease= longer than the longest pause of a process avoids it)"
+        "execution {0!r} is no longer held under fencing token {1}: it was cancelled or deleted, or another invocation "
+        "took it, which a lease= longer than the longest pause of a process avoids; this one has written nothing more"
     )
 
     def __init__(self, id: str, token: int) -> None:
@@ -228,6 +228,11 @@ class Fenced(SequentialError):
 
 class StorageError(SequentialError):
     """The store failed; the text names the store, what failed and what to do."""
+
+
+def describe(error: BaseException) -> str:
+    """Return an error's type and text, as they are shown to people."""
+    return f"{type(error).__name__}: {message_of(error)}"
 
 
 def message_of(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from .names import new_id as fresh_id
 from .observe import Event, Observer
 from .paused import Paused
 from .setup import GRACE, Setup
-from .storage import CLOSED, PARKED, PlainJournal, Record, Storage, journal_for, page_of, settle
+from .storage import CLOSED, PARKED, STATUSES, PlainJournal, Record, Storage, journal_for, page_of, settle
 from .workflow import Workflow, check, name_all
 
 T = TypeVar("T")
@@ -37,12 +37,15 @@ ATTEMPTS = 10
 
 
 class Status(NamedTuple):
-    """How an execution stands.  Times are seconds since the epoch."""
+    """How an execution stands.  Times are seconds since the epoch.
+
+    Its ``status`` is ``running``, ``sleeping``, ``waiting``; ``failed``, ``diverged`` or ``stuck`` when it is parked
+    until it is resumed; ``finished`` (with ``retain=True``) or ``cancelled``; or ``forking`` while
+    `FlowExecutor.fork` copies.
+    """
 
     id: str
     status: str
-    """``running``, ``sleeping``, ``waiting``, ``failed``, ``diverged``, ``stuck``, ``cancelled``, (with
-    ``retain=True``) ``finished``, or ``forking`` while `FlowExecutor.fork` copies."""
     step: int
     """How many steps are recorded."""
     busy: bool
@@ -154,7 +157,7 @@ class FlowExecutor:
 
         Args:
             workflow: As for `execute`.
-            input: As for `execute`.
+            input: As for `execute`; here it comes before the id.
             id: As for `execute`.
 
         Raises:
@@ -300,7 +303,11 @@ class FlowExecutor:
         if not 0 <= at <= source.step:
             raise ValueError(f"execution {id!r} has {source.step} recorded steps, so at= is from 0 to that, not {at!r}")
         begun = (fresh_id() if new_id is None else check_id(new_id), new_run(), *source[2:6])
-        copy, created = await settle(journal.claim(Record(*begun, status="forking"), now, True))
+        wanted = Record(*begun, status="forking")
+        copy, created = await settle(journal.claim(wanted, now, True))
+        if copy is not None and not created and copy.status == "forking":  # left by a process that died, or is fenced
+            await settle(journal.remove(copy.id, copy))
+            copy, created = await settle(journal.claim(wanted, now, True))
         if not created or copy is None:
             raise IdInUse(begun[0], "a history", "of its own", f"the first steps of {id!r}")
         try:
@@ -311,7 +318,9 @@ class FlowExecutor:
                     copied += 1
             forked = copy._replace(token=copy.token + 1, step=at, status="running", due=self._setup.clock() + GRACE)
             await settle(journal.commit(forked, copy.token))
-        except Exception:
+        except GeneratorExit:
+            raise  # nothing can be awaited any more; the next fork to this id replaces it
+        except BaseException:
             with suppress(Exception):
                 await settle(journal.remove(copy.id, copy))
             raise
@@ -333,25 +342,25 @@ class FlowExecutor:
         step is parked as ``stuck`` and reported once.
 
         Args:
-            limit: How many executions to ring at most.
+            limit: How many executions to ring at most, at least 1.
 
         Returns:
-            The ids that were rung.
+            The ids that were rung: without a ``resume`` hook, resume them yourself.
 
         Raises:
             NotSupported: On a storage of five methods.
         """
         rung: list[str] = []
-        for record in await settle(self._setup.journal.due(self._setup.clock(), limit)):
+        for record in await settle(self._setup.journal.due(self._setup.clock(), _positive(limit))):
             stuck = record.attempts >= ATTEMPTS
             # Jitter from the id and the attempt: spread like a random one, yet the same in every sweep.
             wait = min(GRACE * 2**record.attempts, LONGEST_WAIT)
             wait *= 0.75 + crc32(f"{record.id}:{record.attempts}".encode()) / 2**33
             moved = record._replace(token=record.token + 1, lease=0.0)
             if stuck:
-                moved = moved._replace(
-                    status="stuck", due=None, attempts=0, error=f"no progress in {ATTEMPTS} attempts of the sweep"
-                )
+                last = f", the last error being {record.error}" if record.error else ""
+                reason = f"no progress in {ATTEMPTS} attempts of the sweep{last}: mend what is wrong, then resume it"
+                moved = moved._replace(status="stuck", due=None, attempts=0, error=reason)
             else:
                 moved = moved._replace(due=self._setup.clock() + wait, attempts=record.attempts + 1)
             try:
@@ -371,15 +380,18 @@ class FlowExecutor:
         """List how executions stand, in the order of their ids.
 
         Args:
-            status: Only those of this status; left out, all.
+            status: Only those of this status (see `Status`); left out, all.
             workflow: Only those of the workflow of this name; left out, all.
             limit: How many at most.
             after: The last id of the list before; left out, from the first on.
 
         Raises:
+            ValueError: When there is no such status, or `limit` is below 1.
             NotSupported: On a storage of five methods.
         """
-        records = await settle(self._setup.journal.find(after or "", limit, status, workflow))
+        if status is not None and status not in STATUSES:
+            raise ValueError(f"there is no status {status!r}: it is one of {', '.join(sorted(STATUSES))}")
+        records = await settle(self._setup.journal.find(after or "", _positive(limit), status, workflow))
         return [self._status(record) for record in records]
 
     execute_sync = blocking(execute)
@@ -458,3 +470,10 @@ class FlowExecutor:
         standing = (record.id, record.status, record.step, busy, record.workflow, due, record.attempts, record.error)
         input = self._setup.journal.codec.loads(record.input) if record.input else None
         return Status(*standing, record.waits, record.version, input, None)
+
+
+def _positive(limit: int) -> int:
+    """Return `limit` if a page can be that long."""
+    if not 0 < limit < 2**31:
+        raise ValueError(f"limit= is a number of executions from 1 to {2**31 - 1:,}, not {limit!r}")
+    return limit

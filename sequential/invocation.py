@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from .calls import Caller
 from .codec import fingerprint
-from .errors import Diverged, Fenced, NotEncodable, message_of
+from .errors import Diverged, Fenced, IdInUse, NotEncodable, describe
 from .lease import Lease
 from .names import new_run
 from .paused import Paused
@@ -47,16 +47,13 @@ class Invocation:
         """
         try:
             self._tell("claimed", self._record)
-            workflow = find(self._record)
-            if await self._is_early():
-                return await self._rest(self._record)
-            return await self._go_on(workflow)
+            return await self._go_on(find(self._record))
         except GeneratorExit:
             raise  # nothing can be awaited any more; the lease will end by itself
         except BaseException as error:
             if isinstance(error, Fenced) and error.id == self._record.id:
                 self._tell("fenced", self._record, error=error)
-            await self._release()
+            await self._release(error)
             raise
         finally:
             self._lease.end()
@@ -93,15 +90,15 @@ class Invocation:
             asked = page[-1].asked
             if asked != request.label:
                 if isinstance(request, Gather):
-                    if step + len(request.tools) > record.step:  # a fork in the midst of it
-                        self._record, self._ahead = record._replace(step=step), True
-                        return request
                     saved: list[Result] = []
-                    for each in request.tools:
-                        page = page or await self._page(step)
+                    for each in request.tools[: record.step - step]:
+                        page = page or await self._page(step + len(saved))
                         await self._check(each, page[-1])
                         saved.append(page.pop())
-                        step += 1
+                    if len(saved) < len(request.tools):  # a fork in the midst of it, or it has become longer
+                        self._record, self._ahead = record._replace(step=step), record.lease > 0
+                        return request
+                    step += len(saved)
                     saved.reverse()
                     request = self._send(request, saved)
                     continue
@@ -165,9 +162,9 @@ class Invocation:
             return page, come[-1] if come else page[0]
         data, error = self._codec.dumps(None), None
         if isinstance(request, Sleep):
-            wake = now + request.seconds if record.wake is None else record.wake
+            wake = self._wake(now + request.seconds, None)
             if now < wake:
-                return record._replace(wake=wake)
+                return record._replace(wake=wake, waits=None)
         elif isinstance(request, Wait):
             payload = await settle(self._journal.received(record, request.name))
             if payload is not None:
@@ -175,7 +172,7 @@ class Invocation:
             elif request.timeout is None:
                 return record._replace(wake=None, waits=request.name)
             else:
-                wake = now + request.timeout if record.wake is None else record.wake
+                wake = self._wake(now + request.timeout, request.name)
                 if now < wake:
                     return record._replace(wake=wake, waits=request.name)
                 data, error = self._codec.dumps({"__error": "timeout"}), "timeout"
@@ -197,9 +194,8 @@ class Invocation:
 
     async def _freshen(self, now: float) -> Record:
         """Renew the lease if so much of it is gone that the first renewal during a call might come too late."""
-        record = self._record
-        if record.lease and record.lease - now < self._setup.lease * 2 / 3:
-            await self._write(record._replace(lease=now + self._setup.lease))
+        if self._record.lease and self._record.lease - now < self._setup.lease * 2 / 3:
+            await self._write(self._record._replace(lease=now + self._setup.lease))
         return self._record
 
     async def _commit(self, request: Step, page: list[Result], result: Result, deadline: float) -> Paused | None:
@@ -207,33 +203,36 @@ class Invocation:
         old, now = self._record, self._setup.clock()
         spent = "" if now < deadline else "budget" if self._setup.budget else "tool"
         reason = "save" if isinstance(request, Save) else spent
-        due, lease = (now + GRACE, 0.0) if reason else (old.due, old.lease and now + self._setup.lease)
+        due = now + GRACE if reason or old.due is None else old.due
+        lease = 0.0 if reason else old.lease and now + self._setup.lease
         # Spelled out, because _replace would take as long as all the rest of this method.
         record = Record(*old[:6], old.token + 1, old.step + len(page), "running", due, lease)
-        self._ahead = False
-        taken = request.name if isinstance(request, Wait) and result.error is None else None
-        if reason:
-            return await self._pause(record, reason, result, taken=taken)
-        await self._write(record, result, taken=taken)
+        signal = {"absent" if result.error else "taken": request.name} if isinstance(request, Wait) else {}
+        try:
+            if reason:
+                return await self._pause(record, reason, result, **signal)
+            await self._write(record, result, **signal)
+        except Fenced:
+            data = await settle(self._journal.received(old, signal["absent"])) if "absent" in signal else None
+            if data is None:
+                raise
+            page[0] = result._replace(data=data, error=None)  # the signal came at the moment of the timeout
+            return await self._commit(request, page, page[0], deadline)
         return None
 
-    async def _is_early(self) -> bool:
-        """Whether nothing has happened yet that this execution waits for."""
-        record = self._record
-        ripe = record.wake is not None and self._setup.clock() >= record.wake
-        if record.waits is None:
-            return record.status == "sleeping" and not ripe
-        return not ripe and await settle(self._journal.received(record, record.waits)) is None
+    def _wake(self, wake: float, waits: str | None) -> float:
+        """Return when to wake up: earlier, if the execution has been at this very request for a while."""
+        known = self._record.wake if self._record.waits == waits else None
+        return wake if known is None else min(known, wake)
 
-    async def _rest(self, record: Record) -> Paused:
+    async def _rest(self, old: Record) -> Paused:
         """Leave the execution alone until its time comes, or its signal."""
-        status, reason = ("waiting", "wait") if record.waits else ("sleeping", "sleep")
-        token = self._record.token + 1
-        resting = record._replace(token=token, status=status, due=record.wake, lease=0.0, attempts=0, error=None)
+        status, reason = ("waiting", "wait") if old.waits else ("sleeping", "sleep")
+        resting = old._replace(token=old.token + 1, status=status, due=old.wake, lease=0.0, attempts=0, error=None)
         try:
-            return await self._pause(resting, reason, absent=record.waits)
+            return await self._pause(resting, reason, absent=old.waits)
         except Fenced:
-            if record.waits is None or await settle(self._journal.received(record, record.waits)) is None:
+            if old.waits is None or await settle(self._journal.received(old, old.waits)) is None:
                 raise
         # The signal came at this very moment, when it saw the lease held and left the ringing to us.
         paused = await self._pause(resting._replace(due=self._setup.clock()), reason)
@@ -298,15 +297,18 @@ class Invocation:
         self._tell(status, self._record, error=error)
         raise error
 
-    async def _release(self) -> None:
+    async def _release(self, error: BaseException) -> None:
         """Give the lease back without progress, if it is still ours and the store still there."""
         self._progress.close()
-        record = self._record
-        if record.lease:
+        if (record := self._record).lease:
             # A signal that came meanwhile has left the ringing to us: look again soon.
             due = self._setup.clock() + GRACE if record.waits else record.due
+            # Neither a stop nor a mistake of the caller's tells anything about the execution.
+            silent = isinstance(error, IdInUse) or not isinstance(error, Exception)
+            reason = record.error if silent else describe(error)
             with suppress(Exception):
-                await self._write(record._replace(token=record.token + 1, due=due, lease=0.0))
+                await self._write(record._replace(token=record.token + 1, due=due, lease=0.0, error=reason))
+                self._tell("released", self._record, error=error)
 
     async def _write(self, record: Record, result: Result | None = None, **signal: str | None) -> None:
         written = self._journal.commit(record, self._record.token, result, **signal)
@@ -322,5 +324,4 @@ class Invocation:
 
 
 def _parked(record: Record, status: str, error: Exception) -> Record:
-    reason = f"{type(error).__name__}: {message_of(error)}"
-    return record._replace(status=status, due=None, lease=0.0, attempts=0, error=reason, waits=None)
+    return record._replace(status=status, due=None, lease=0.0, attempts=0, error=describe(error))

@@ -39,7 +39,7 @@ class Lease:
         length: How long a lease is, in seconds.
     """
 
-    __slots__ = ("_every", "_held", "_renew", "_renewing", "_watched", "due")
+    __slots__ = ("_every", "_held", "_next", "_renew", "_renewing", "_watched", "due")
 
     def __init__(self, renew: Callable[[Record], Maybe[None]], length: float) -> None:
         self._renew = renew
@@ -47,6 +47,7 @@ class Lease:
         self._held: Record | None = None
         self._renewing = allocate_lock()
         self._watched = False
+        self._next = monotonic() + self._every
         self.due = 0.0
         """When the next renewal is, by the monotonic clock."""
 
@@ -111,17 +112,20 @@ class Lease:
 
     async def hold_while(self, tasks: set[Any], record: Record) -> AsyncIterator[set[Any]]:
         """Yield tasks of the running loop as they finish, and keep the lease of `record` meanwhile."""
-        due = monotonic() + self._every
         while tasks:
             done, tasks = await sys.modules["asyncio"].wait(
-                tasks, timeout=max(0.0, due - monotonic()), return_when="FIRST_COMPLETED"
+                tasks, timeout=max(0.0, self._next - monotonic()), return_when="FIRST_COMPLETED"
             )
-            if monotonic() >= due:
-                due = monotonic() + self._every
-                if record.lease:
-                    with suppress(Exception):
-                        await settle(self._renew(record))
+            await self.keep_up(record)
             yield done
+
+    async def keep_up(self, record: Record) -> None:
+        """Renew the lease of `record` once a third of it has gone since the last time."""
+        if monotonic() >= self._next:
+            self._next = monotonic() + self._every
+            if record.lease:
+                with suppress(Exception):
+                    await settle(self._renew(record))
 
 
 class _Watch:

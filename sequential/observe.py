@@ -11,8 +11,8 @@ class Event(NamedTuple):
 
     kind: str
     """``claimed``, ``replayed``, ``called``, ``committed``, ``paused``, ``rang``, ``ring failed``,
-    ``finished``, ``failed``, ``fenced``, ``diverged``, ``stuck``, ``input changed``, ``signalled``, ``restarted``
-    or ``cancelled``."""
+    ``finished``, ``failed``, ``fenced``, ``diverged``, ``stuck``, ``input changed``, ``signalled``, ``restarted``,
+    ``released`` (without progress, by an error that is not recorded) or ``cancelled``."""
     id: str
     step: int
     """How many steps are recorded."""

@@ -15,7 +15,7 @@ helper                             plain value                           answere
 """
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, Never, cast
 
 from .names import is_name
 
@@ -70,7 +70,7 @@ def version() -> Request:
     return {"__version": True}
 
 
-def again(input: Any = None) -> Any:
+def again(input: Any = None) -> Never:
     """Begin anew under the same id, with an empty history; to be returned, not yielded.
 
     The next round is a run of its own: its idempotency keys differ, and ``version()`` is that of the executor which
@@ -79,7 +79,8 @@ def again(input: Any = None) -> Any:
     Args:
         input: The input of the next round, any JSON value; left out, ``{}``.
     """
-    return {"__again": {} if input is None else input}
+    # Typed as what never comes back, so that a workflow may return it whatever else it returns.
+    return cast("Never", {"__again": {} if input is None else input})  # type: ignore[misc]
 
 
 class Tool:

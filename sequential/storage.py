@@ -25,6 +25,9 @@ PARKED = frozenset({"failed", "diverged", "stuck"})
 CLOSED = frozenset({"finished", "cancelled", "forking"})
 """Statuses that no invocation takes up: what has ended, or is a copy not yet complete."""
 
+STATUSES = PARKED | CLOSED | {"running", "sleeping", "waiting"}
+"""All that `Record.status` can be."""
+
 
 class Record(NamedTuple):
     """All that is known about one execution, apart from its results.  Times are seconds since the epoch."""

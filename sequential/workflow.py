@@ -176,7 +176,11 @@ def _describe(yielded: object, generator: Generator[Any, Any, Any]) -> str:
         "tool(category, name, input) with texts for category and name, a list of nothing but tool(...), "
         "save(), sleep(seconds), wait(name, timeout) with a name of letters, digits and _ . : @ ~ -, or version()"
     )
-    return (
-        f"{inner.gi_code.co_qualname} yielded {yielded!r:.200} ({place}), which is not a request: yield {allowed}; "
-        f"for a sub-workflow, `yield from`; again(input) is returned"
-    )
+    remedy = f"yield {allowed}"
+    if isinstance(yielded, GeneratorType):
+        remedy = f"write `yield from` before {yielded.__name__}(...), which is a generator"
+    elif isinstance(yielded, dict) and "__again" in yielded:
+        remedy = "write `return again(input)`"
+    elif isinstance(yielded, str) and yielded.startswith("__"):
+        remedy = "write `yield` instead of `yield from` before a request"
+    return f"{inner.gi_code.co_qualname} yielded {yielded!r:.200} ({place}), which is not a request: {remedy}"

@@ -16,6 +16,7 @@ from sequential import (
     Event,
     Fenced,
     FlowExecutor,
+    HookNotConfigured,
     IdInUse,
     InvalidId,
     InvalidYield,
@@ -606,7 +607,11 @@ def test_the_sweep_rings_what_is_late_with_backoff_and_parks_what_is_stuck() -> 
     assert 3 * 3600 < clock.now - began < 5 * 3600
     status = flow.status_sync("s")
     assert status is not None
-    assert (status.status, status.due, status.error) == ("stuck", None, "no progress in 10 attempts of the sweep")
+    assert (status.status, status.due, status.error) == (
+        "stuck",
+        None,
+        "no progress in 10 attempts of the sweep: mend what is wrong, then resume it",
+    )
     clock.advance(1e9)
     assert flow.sweep_sync() == []
     flow.resume_sync("s")
@@ -916,7 +921,7 @@ def test_a_wrong_yield_is_told_with_its_place() -> None:
         f"test_a_wrong_yield_is_told_with_its_place.<locals>.sub yielded {{'__tool': ['api', 'user']}} "
         f"({__file__}:{line}), which is not a request: yield tool(category, name, input) with texts for category "
         f"and name, a list of nothing but tool(...), save(), sleep(seconds), wait(name, timeout) with a name of letters, "
-        f"digits and _ . : @ ~ -, or version(); for a sub-workflow, `yield from`; again(input) is returned"
+        f"digits and _ . : @ ~ -, or version()"
     )
     status = flow.status_sync("y")
     assert status is not None
@@ -937,6 +942,57 @@ def test_what_is_not_a_request_is_refused(wrong: Any) -> None:
 
     with pytest.raises(InvalidYield, match="which is not a request"):
         FlowExecutor(MemoryStorage(), call=echo).execute_sync(yields)
+
+
+def test_frequent_mistakes_are_told_with_their_remedy() -> None:
+    def sub() -> Flow:
+        yield tool("a", "b")
+
+    def without_from() -> Flow:
+        yield sub()
+
+    def too_much_from() -> Flow:
+        yield from tool("a", "b")
+
+    def yields_again() -> Flow:
+        yield {"__again": {}}
+
+    for workflow, remedy in [
+        (without_from, "write `yield from` before sub(...), which is a generator"),
+        (too_much_from, "write `yield` instead of `yield from` before a request"),
+        (yields_again, "write `return again(input)`"),
+    ]:
+        with pytest.raises(InvalidYield) as caught:
+            FlowExecutor(MemoryStorage(), call=echo).execute_sync(workflow)
+        assert str(caught.value).endswith(f"which is not a request: {remedy}")
+
+
+def test_an_error_that_is_not_recorded_shows_in_the_status() -> None:
+    events: list[Event] = []
+    clock, storage = FakeClock(), MemoryStorage()
+    flow = FlowExecutor(storage, workflows=[workflow], observe=events.append, clock=clock)
+    with pytest.raises(HookNotConfigured):
+        flow.execute_sync(workflow, "e", {"user_id": 1})
+    status = flow.status_sync("e")
+    assert status is not None
+    assert status.status == "running"
+    assert status.error is not None
+    assert status.error.startswith("HookNotConfigured: tool api.user cannot be performed")
+    assert (events[-1].kind, type(events[-1].error)) == ("released", HookNotConfigured)
+    with pytest.raises(IdInUse):
+        flow.execute_sync(workflow, "e", {"user_id": 2})
+    for _ in range(11):
+        clock.advance(5000)
+        flow.sweep_sync()
+    status = flow.status_sync("e")
+    assert status is not None
+    assert status.error is not None
+    assert status.error.startswith("no progress in 10 attempts of the sweep, the last error being HookNotConfigured: ")
+    working = FlowExecutor(storage, call=echo, workflows=[workflow], clock=clock)
+    assert working.resume_sync("e") == {"paused": "e", "step": 0}
+    status = flow.status_sync("e")
+    assert status is not None
+    assert status.error is None
 
 
 @pytest.mark.parametrize("id", ["", "a b", "é", "a/b", ".", "..", "x" * 201, 5, b"a", "a\n", "a%20"])

@@ -120,6 +120,13 @@ def test_what_the_workflow_raises_is_raised() -> None:
         replay(changed, history, **options)
 
 
+def test_what_is_no_history_is_refused() -> None:
+    wrongs: list[Any] = [{"history": []}, "[]"]
+    for wrong in wrongs:
+        with pytest.raises(TypeError, match=r"replay\(\) takes the list that FlowExecutor.history returns, not"):
+            replay(today, wrong)
+
+
 def test_the_next_round_is_not_entered() -> None:
     def rounds(input: dict[str, Any]) -> Flow:
         yield tool("api", "x")

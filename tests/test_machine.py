@@ -109,8 +109,11 @@ def book(kinds: list[str]) -> Generator[Any, Any, Any]:
             done.append((yield from trip.do(ask(kind, number), undo=partial(undoing, kind))))
         check((yield ask("flaky", "at last")))
     except ToolError as error:
-        yield from trip.undo()
-        return str(error)
+        done.append(str(error))
+        try:
+            yield from trip.undo()
+        except ToolError as left:  # a call of once=True that was interrupted
+            done.append(str(left))
     return done
 
 

@@ -41,7 +41,7 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
 
 
 def test_every_snippet_prints_what_it_says(namespace: dict[str, Any]) -> None:
-    assert len(SNIPPETS) == 8
+    assert len(SNIPPETS) == 9
     assert sum(snippet.count("\nprint(") for snippet in SNIPPETS) == 13
 
 

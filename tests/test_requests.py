@@ -16,6 +16,7 @@ from sequential import (
     AlreadyEnded,
     Diverged,
     Event,
+    EventLoopNeeded,
     Fenced,
     FlowExecutor,
     IdInUse,
@@ -457,7 +458,7 @@ class TestSleep:
         for _ in range(3):
             assert flow.resume_sync("s").reason == "sleep"
             assert flow.sweep_sync() == []
-        assert [event.kind for event in events] == ["claimed", "paused"] * 3
+        assert [event.kind for event in events] == ["claimed", "replayed", "paused"] * 3
         assert status_of(flow, "s").due == wake
         clock.now = wake
         assert flow.sweep_sync() == rung[1:] == ["s"]
@@ -921,7 +922,7 @@ class TestAgain:
         def workflow() -> Flow:
             yield again()
 
-        with pytest.raises(InvalidYield, match=r"again\(input\) is returned"):
+        with pytest.raises(InvalidYield, match=r"write `return again\(input\)`"):
             FlowExecutor(MemoryStorage()).execute_sync(workflow)
 
 
@@ -1078,17 +1079,51 @@ class TestFork:
 
     def test_an_unfinished_copy_is_no_execution(self) -> None:
         class Dying(MemoryStorage):
+            dead = False
+
             def save(self, record: Record, result: Result) -> None:
-                raise Dies
+                if self.dead:
+                    raise Dies
+                super().save(record, result)
+
+            def remove(self, id: str, held: Record | None = None) -> None:
+                if self.dead:
+                    raise Dies
+                super().remove(id, held)
 
         storage = Dying()
         flow = FlowExecutor(storage, call=echo, workflows=[steps], clock=FakeClock())
         flow.execute_sync(steps, "old")
+        storage.dead = True
         with pytest.raises(Dies):
             flow.fork_sync("old", 1, "new")
+        storage.dead = False
         assert status_of(flow, "new").status == "forking"
         assert flow.resume_sync("new") is None
         assert storage.due(math.inf, 9) == [storage.read("old")]
+        assert flow.fork_sync("old", 1, "new") == "new"
+        assert status_of(flow, "new").status == "running"
+
+    def test_a_closed_coroutine_leaves_an_unfinished_copy(self) -> None:
+        suspended: list[int] = []
+
+        class Suspending(AsyncJournal):
+            async def save(self, record: Record, result: Result) -> None:
+                suspended.append(result.step)
+                await asyncio.sleep(0)
+
+        storage = Suspending()
+        flow = FlowExecutor(storage, call=echo)
+
+        async def main() -> None:
+            await flow.execute(steps, "old")
+            fork = flow.fork("old", 1, "new")
+            while not suspended:
+                fork.send(None)
+            fork.close()
+
+        asyncio.run(main())
+        assert status_of(FlowExecutor(storage.inner), "new").status == "forking"
 
     def test_a_failed_copy_is_removed(self) -> None:
         class Full(MemoryStorage):
@@ -1111,6 +1146,10 @@ def test_executions_are_listed_page_by_page() -> None:
     assert [status.id for status in flow.list_sync("waiting")] == ["id-1", "id-3", "id-5"]
     assert [status.id for status in flow.list_sync(workflow="steps", limit=2, after="id-1")] == ["id-2", "id-4"]
     assert flow.list_sync("stuck") == []
+    with pytest.raises(
+        ValueError, match="there is no status 'Stuck': it is one of cancelled, diverged, failed, finished"
+    ):
+        flow.list_sync("Stuck")
     assert flow.list_sync()[1] == status_of(flow, "id-1")
 
 
@@ -1150,6 +1189,8 @@ def test_crash_points_find_a_wait_for_ever_and_a_second_call() -> None:
     with pytest.raises(AssertionError, match="the workflow waits for 'go' for ever: give crash_points signals="):
         crash_points(forever, call=echo)
     assert crash_points(forever, call=echo, signals={"go": 1}) > 20
+    with pytest.raises(AssertionError, match="the workflow never waited for 'Go', 'gone', given in signals="):
+        crash_points(forever, call=echo, signals={"go": 1, "Go": 2, "gone": 3})
 
     class Forgetful(MemoryStorage):
         def save(self, record: Record, result: Result) -> None:
@@ -1168,7 +1209,272 @@ def test_crash_points_find_a_wait_for_ever_and_a_second_call() -> None:
         return (yield [tool("api", name) for name in "abc"])
 
     assert crash_points(once, call=echo) > 10
+    with pytest.raises(InvalidYield):
+        crash_points(lambda: (yield 5), call=echo)
     with pytest.raises(AssertionError, match="was called a second time in spite of once=True"):
         crash_points(once, call=echo, storage=Forgetful())
     with pytest.raises(AssertionError, match="step 0 twice"):
         crash_points(gather, call=echo, storage=Doubling())
+
+
+class TestMended:
+    """A workflow that is changed, or a tool that comes late, loses and doubles nothing."""
+
+    def run(self, flow: FlowExecutor, workflow: Callable[..., Flow]) -> Any:
+        return flow.execute_sync(workflow, "m")
+
+    def test_a_list_made_longer_that_does_not_fit_keeps_what_is_recorded(self) -> None:
+        calls: list[str] = []
+        longer = False
+
+        def workflow() -> Flow:
+            yield [tool("api", name) for name in ("abxy" if longer else "ab")]
+            yield tool("api", "charge", once=True)
+            return (yield save())
+
+        def call(category: str, name: str, input: Any) -> None:
+            calls.append(name)
+
+        flow = FlowExecutor(MemoryStorage(), call=call, budget=math.inf)
+        self.run(flow, workflow)
+        longer = True
+        with pytest.raises(Diverged, match=r"'tool api.charge' at step 2, but its workflow now asks for 'tool api.x'"):
+            self.run(flow, workflow)
+        assert status_of(flow, "m").step == 4
+        longer = False
+        assert self.run(flow, workflow) is None
+        assert calls == ["a", "b", "charge"]
+
+    @pytest.mark.parametrize("store", [MemoryStorage, PlainStorage])
+    def test_a_list_made_longer_that_fits_goes_on(self, store: Callable[[], Any]) -> None:
+        names = "ab"
+
+        def workflow() -> Flow:
+            return (yield [tool("api", name) for name in names])
+
+        flow = FlowExecutor(store(), call=lambda _, name, __: name)
+        self.run(flow, workflow)
+        names = "abc"
+        assert self.run(flow, workflow) == {"paused": "m", "step": 2}
+        assert self.run(flow, workflow) == ["a", "b", "c"]
+
+    def test_what_was_parked_is_rung_again_once_it_runs(self) -> None:
+        broken = True
+
+        def workflow() -> Flow:
+            yield tool("api", "a")
+            if broken:
+                raise ValueError("broken")
+            yield tool("api", "b")
+            yield tool("api", "stop")
+
+        clock = FakeClock()
+        flow = FlowExecutor(MemoryStorage(), call=dies_at("stop"), clock=clock, budget=math.inf)
+        with pytest.raises(ValueError, match="broken"):
+            self.run(flow, workflow)
+        broken = False
+        with pytest.raises(Dies):
+            self.run(flow, workflow)
+        clock.advance(GRACE)
+        assert flow.sweep_sync() == ["m"]
+
+    @pytest.mark.parametrize("gathered", [False, True])
+    def test_a_tool_that_an_async_hook_does_not_know_was_not_started(self, gathered: bool) -> None:
+        known = False
+
+        def workflow() -> Flow:
+            request = tool("api", "late", once=True)
+            return (yield [request] if gathered else request)
+
+        async def call(category: str, name: str, input: Any) -> str:
+            if not known:
+                raise UnknownTool("api.late", "nothing is")
+            return name
+
+        flow = FlowExecutor(MemoryStorage(), call=call, budget=math.inf)
+        for execute in (flow.execute_sync, lambda *args: asyncio.run(flow.execute(*args))):
+            with pytest.raises(UnknownTool):
+                execute(workflow, "m")
+        known = True
+        assert self.run(flow, workflow) == (["late"] if gathered else "late")
+
+    def test_a_mark_is_found_wherever_it_is(self) -> None:
+        calls: list[str] = []
+        together = True
+
+        def workflow() -> Flow:
+            pay = tool("api", "pay", once=True)
+            requests = [tool("api", "a"), tool("api", "b")]
+            if together:
+                return (yield [*requests, pay])
+            return [*(yield requests), (yield pay)]
+
+        def call(category: str, name: str, input: Any) -> str:
+            calls.append(name)
+            if name == "pay":
+                raise Dies
+            return name
+
+        flow = FlowExecutor(MemoryStorage(), call=call, budget=math.inf)
+        with pytest.raises(Dies):
+            self.run(flow, workflow)
+        together = False
+        assert self.run(flow, workflow) == ["a", "b", {"__error": "interrupted"}]
+        assert calls == ["a", "b", "pay"]
+
+    def test_what_came_with_a_result_that_cannot_be_stored_is_kept(self) -> None:
+        calls: Counter[str] = Counter()
+
+        def workflow() -> Flow:
+            return (yield [tool("api", "bad"), tool("api", "pay", once=True), tool("api", "good")])
+
+        async def call(category: str, name: str, input: Any) -> Any:
+            calls[name] += 1
+            return {1} if calls["bad"] == 1 and name == "bad" else name
+
+        flow = FlowExecutor(MemoryStorage(), call=call, budget=math.inf)
+        with pytest.raises(NotEncodable):
+            asyncio.run(flow.execute(workflow, "m"))
+        assert asyncio.run(flow.execute(workflow, "m")) == ["bad", "pay", "good"]
+        assert calls == {"bad": 2, "pay": 1, "good": 1}
+
+    def test_a_wait_or_a_sleep_that_is_mended_takes_effect(self) -> None:
+        request: Any = wait("aproval")
+
+        def workflow() -> Flow:
+            return (yield request)
+
+        clock = FakeClock()
+        flow = FlowExecutor(MemoryStorage(), clock=clock, budget=math.inf)
+        self.run(flow, workflow)
+        request = wait("approval", timeout=100)
+        assert self.run(flow, workflow).reason == "wait"
+        assert (status_of(flow, "m").waits, status_of(flow, "m").due) == ("approval", clock.now + 100)
+        request = sleep(1000)
+        assert self.run(flow, workflow).reason == "sleep"
+        assert (status_of(flow, "m").waits, status_of(flow, "m").due) == (None, clock.now + 1000)
+        request = sleep(5)
+        clock.advance(1)
+        self.run(flow, workflow)
+        assert status_of(flow, "m").due == clock.now + 5
+        clock.advance(5)
+        request = wait("approval", timeout=100)
+        assert self.run(flow, workflow).reason == "wait"
+        assert status_of(flow, "m").due == clock.now + 100
+
+    @pytest.mark.parametrize("once", [False, True])
+    def test_a_blocking_method_in_an_event_loop_calls_off_what_it_cannot_await(self, once: bool) -> None:
+        def workflow() -> Flow:
+            return (yield [tool("api", name, once=once) for name in "ab"])
+
+        async def call(category: str, name: str, input: Any) -> str:
+            return name
+
+        flow = FlowExecutor(MemoryStorage(), call=call, budget=math.inf)
+
+        async def main() -> None:
+            with pytest.raises(EventLoopNeeded):
+                flow.execute_sync(workflow, "m")
+
+        asyncio.run(main())
+        assert not status_of(flow, "m").busy
+        assert asyncio.run(flow.execute(workflow, "m")) == ["a", "b"]
+
+    def test_a_list_of_blocking_calls_keeps_its_lease_in_an_async_store(self) -> None:
+        class Watched(AsyncJournal):
+            renewals = 0
+
+            async def commit(
+                self, record: Record, token: int, result: Result | None = None, **signal: str | None
+            ) -> None:
+                self.renewals += record.token == token
+                await super().commit(record, token, result, **signal)
+
+        def workflow() -> Flow:
+            return (yield [tool("api", "n", number) for number in range(5)])
+
+        storage = Watched()
+        flow = FlowExecutor(storage, call=lambda *call: call[2], lease=1e-6, clock=FakeClock(), budget=math.inf)
+        assert asyncio.run(flow.execute(workflow, "m")) == [0, 1, 2, 3, 4]
+        assert storage.renewals >= 4
+
+    def test_a_wait_without_patience_opens_its_name_too(self) -> None:
+        def workflow() -> Flow:
+            got: list[Any] = []
+            for _ in range(4):
+                got.append((yield wait("command", timeout=0)))
+                yield save()
+            return got
+
+        flow = FlowExecutor(MemoryStorage())
+        timeout = {"__error": "timeout"}
+        flow.start_sync(workflow, None, "m")
+        assert flow.signal_sync("m", "command", "one") is True
+        for _ in range(4):
+            self.run(flow, workflow)
+        assert flow.signal_sync("m", "command", "two") is True
+        for _ in range(4):
+            self.run(flow, workflow)
+        assert self.run(flow, workflow) == ["one", timeout, "two", timeout]
+
+    @pytest.mark.parametrize("budget", [0.0, math.inf])
+    def test_a_signal_at_the_moment_of_the_timeout_wins(self, budget: float) -> None:
+        class Meanwhile(MemoryStorage):
+            left = 1
+
+            def received(self, record: Record, name: str) -> bytes | None:
+                found = super().received(record, name)
+                if found is None and self.left:
+                    self.left -= 1
+                    assert other.signal_sync("m", "go", "just in time") is True
+                return found
+
+        def workflow() -> Flow:
+            answer = yield wait("go", timeout=0)
+            return answer
+
+        storage = Meanwhile()
+        other = FlowExecutor(storage)
+        flow = FlowExecutor(storage, budget=budget)
+        if not budget:
+            assert self.run(flow, workflow) == {"paused": "m", "step": 0}
+        assert self.run(flow, workflow) == "just in time"
+
+    def test_a_fence_at_a_timeout_is_still_a_fence(self) -> None:
+        class Removed(MemoryStorage):
+            def received(self, record: Record, name: str) -> bytes | None:
+                self.remove(record.id)
+                return super().received(record, name)
+
+        def workflow() -> Flow:
+            yield wait("go", timeout=0)
+
+        with pytest.raises(Fenced):
+            self.run(FlowExecutor(Removed()), workflow)
+
+    def test_an_input_may_be_as_deep_as_any_value_and_a_tool_has_its_own(self) -> None:
+        deep: Any = []
+        for _ in range(490):
+            deep = [deep]
+        shared = {"n": [1]}
+
+        def workflow() -> Flow:
+            yield tool("api", "x", deep)
+            yield tool("api", "x", {"a": shared, "b": shared, "c": [shared]})
+            return shared
+
+        def call(category: str, name: str, input: Any) -> None:
+            if isinstance(input, dict):
+                input["a"]["n"].append(2)
+                assert input["b"] is input["a"] is input["c"][0]
+
+        flow = FlowExecutor(MemoryStorage(), call=call, budget=math.inf)
+        assert self.run(flow, workflow) == {"n": [1]}
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2**31])
+def test_a_page_of_no_length_is_refused(limit: int) -> None:
+    flow = FlowExecutor(MemoryStorage())
+    for call in (flow.list_sync, flow.sweep_sync):
+        with pytest.raises(ValueError, match=r"limit= is a number of executions from 1 to 2,147,483,647, not"):
+            call(limit=limit)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..calls import INTERRUPTED
 from ..codec import JSONCodec
 from ..context import current
+from ..errors import Diverged, SequentialError, describe
 from ..executor import FlowExecutor
 from ..hooks import Call, find_call
 from ..names import new_id
@@ -59,7 +60,8 @@ def crash_points(
     Raises:
         AssertionError: When a run ends differently, records a step twice or not at all, calls a tool of
             ``once=True`` twice, or asks a tool for something else on replay; the text says where the process had
-            died.
+            died.  An exception of the workflow itself is an end like any other.
+        SequentialError: When the undisturbed run is ended by one.
     """
     storage = MemoryStorage() if storage is None else storage
     return asyncio.run(count_crash_points(workflow, input, call, storage, signals))
@@ -77,6 +79,12 @@ async def count_crash_points(
     for budget in (0.0, math.inf):
         world = _World(workflow, input, call, storage, signals or {}, budget)
         expected: dict[Any, _Run] = {(): await _run(world)}
+        error = expected[()].error
+        assert not isinstance(error, Diverged), f"undisturbed, the workflow goes another way on replay: {error}"
+        if isinstance(error, SequentialError):
+            raise error  # nothing that dying could change
+        missed = set(world.signals) - expected[()].signalled
+        assert not missed, f"the workflow never waited for {', '.join(map(repr, sorted(missed)))}, given in signals="
         point, died = 0, True
         while died:
             found = await _run(world, point)
@@ -120,6 +128,9 @@ class _Run(NamedTuple):
     interrupted: tuple[tuple[int, int], ...]
     """The calls of ``once=True`` that were found unfinished, by round and step."""
     twice: list[str]
+    error: Exception | None
+    """What was raised in the end."""
+    signalled: set[str]
     place: str | None
     changed: list[str]
 
@@ -252,11 +263,14 @@ async def _run(world: _World, point: int | None = None) -> _Run:  # noqa: C901 -
         clock=clock,
     )
 
+    signalled = set[str]()
+
     async def let_time_pass(reason: str) -> None:
         """Send the signal that is waited for, or move on to when the workflow wakes, or to the end of a lease."""
         status = None if mortal is None else await flow.status(id)
         if status is not None:
             if status.waits is not None and status.waits in world.signals:
+                signalled.add(status.waits)
                 await flow.signal(id, status.waits, world.signals[status.waits])
             elif status.due is not None and reason in {"sleep", "wait"}:
                 clock.now = max(clock.now, status.due)
@@ -279,7 +293,9 @@ async def _run(world: _World, point: int | None = None) -> _Run:  # noqa: C901 -
                 break
             reason = outcome.reason
     else:
-        raise AssertionError(f"the workflow did not end within {_INVOCATIONS} invocations")
+        raise AssertionError(
+            f"the workflow did not end within {_INVOCATIONS} invocations: let one that runs for ever end by its input"
+        )
     process.left = None
     recorded = list[Any]()
     if mortal is not None and await flow.status(id) is not None:
@@ -287,16 +303,17 @@ async def _run(world: _World, point: int | None = None) -> _Run:  # noqa: C901 -
     await flow.delete(id)
     interrupted = tuple(sorted(mortal.interrupted)) if mortal else ()
     twice = [key.replace(id, "...") for key in mortal.marked if calls[key] > 1] if mortal else []
-    return _Run(outcome, recorded, interrupted, twice, process.place, changed)
+    value, error = outcome
+    return _Run(value, recorded, interrupted, twice, error, signalled, process.place, changed)
 
 
-async def _invoke(flow: FlowExecutor, world: _World, id: str) -> tuple[str, Any] | Paused:
-    """Run one invocation and return how the workflow ended, or why it did not."""
+async def _invoke(flow: FlowExecutor, world: _World, id: str) -> tuple[tuple[str, Any], Exception | None] | Paused:
+    """Run one invocation and return how the workflow ended, and by what error; or why it did not."""
     try:
         value = await flow.execute(world.workflow, id, world.input)
     except Exception as error:
-        return ("raised", f"{type(error).__name__}: {error}".replace(id, "..."))
+        return ("raised", describe(error).replace(id, "...")), error
     if isinstance(value, Paused):
         return value
     codec = JSONCodec()  # a plain storage does not have the final value encoded
-    return ("returned", codec.loads(codec.dumps(value)))
+    return ("returned", codec.loads(codec.dumps(value))), None

@@ -34,8 +34,11 @@ def replay(workflow: Workflow[Any], history: Iterable[dict[str, Any]], input: An
     Raises:
         AssertionError: When the workflow asks for another tool than was recorded, for the same with another input,
             or ends too early; the text says at which step.
+        TypeError: When `history` is not what ``FlowExecutor.history`` returns.
         Exception: What the workflow raises.
     """
+    if isinstance(history, (dict, str)):
+        raise TypeError(f"replay() takes the list that FlowExecutor.history returns, not {history!r:.80}")
     storage, unlike = MemoryStorage(), list[str]()
     data = storage.codec.dumps({} if input is None else input)
     record = Record(_ID, "0", check(workflow), data, version, token=1, lease=1.0)
