@@ -99,7 +99,7 @@ class Caller:
             await self._finish(call, self._lease.hold_during(outcome, record), record)
         return self._result(call)
 
-    async def call_together(self, requests: dict[int, Tool], record: Record) -> list[Result]:  # noqa: C901
+    async def call_together(self, requests: dict[int, Tool], record: Record) -> list[Result]:  # noqa: C901 - one act
         """Perform several steps, and save each result as it is there, but for the last, which is to be committed.
 
         What the hook returns at once is there in turn; what it returns to be awaited, at the same time.
