@@ -1208,9 +1208,12 @@ def test_crash_points_find_a_wait_for_ever_and_a_second_call() -> None:
     def gather() -> Flow:
         return (yield [tool("api", name) for name in "abc"])
 
+    def wrong() -> Flow:
+        yield 5
+
     assert crash_points(once, call=echo) > 10
     with pytest.raises(InvalidYield):
-        crash_points(lambda: (yield 5), call=echo)
+        crash_points(wrong, call=echo)
     with pytest.raises(AssertionError, match="was called a second time in spite of once=True"):
         crash_points(once, call=echo, storage=Forgetful())
     with pytest.raises(AssertionError, match="step 0 twice"):
