@@ -1481,3 +1481,21 @@ def test_a_page_of_no_length_is_refused(limit: int) -> None:
     for call in (flow.list_sync, flow.sweep_sync):
         with pytest.raises(ValueError, match=r"limit= is a number of executions from 1 to 2,147,483,647, not"):
             call(limit=limit)
+
+
+def test_a_history_that_is_deleted_while_it_is_read_says_so() -> None:
+    class Deleted(MemoryStorage):
+        def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:
+            self.remove(record.id)
+            return super().results(record, start, stop)
+
+    reads: list[Callable[[FlowExecutor], Any]] = [
+        lambda flow: flow.history_sync("d"),
+        lambda flow: flow.fork_sync("d", 1),
+        lambda flow: flow.execute_sync(steps, "d"),
+    ]
+    for read in reads:
+        flow = FlowExecutor(Deleted(), call=echo)
+        flow.execute_sync(steps, "d")
+        with pytest.raises(Fenced, match=r"execution 'd' is no longer held .* it was cancelled or deleted"):
+            read(flow)
