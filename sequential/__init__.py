@@ -41,8 +41,8 @@ from .errors import (
 from .executor import FlowExecutor, Status
 from .hooks import install
 from .observe import Event
-from .paused import Paused
 from .requests import again, save, sleep, tool, version, wait
+from .setup import Paused
 
 __all__ = [
     "AlreadyEnded",

@@ -9,7 +9,6 @@ from functools import cache
 from io import BytesIO
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
-from zlib import crc32
 
 if TYPE_CHECKING:
     from json.decoder import JSONDecoder
@@ -91,7 +90,8 @@ class JSONCodec:
 def fingerprint(value: Any) -> int | None:
     """Return a number that tells one tool input from another, or ``None`` where JSON cannot express it."""
     try:
-        return crc32("".join(_json()[3](value, 0)).encode())
+        _, _, _, encode, crc32 = _json()
+        return crc32("".join(encode(value, 0)).encode())
     except (TypeError, ValueError, RecursionError):
         return None
 
@@ -188,14 +188,15 @@ def _find_fault(value: Any) -> str | None:  # noqa: C901, PLR0911 - a table of k
 
 
 @cache
-def _json() -> tuple["JSONEncoder", "JSONDecoder", "_Encode", "_Encode"]:
+def _json() -> tuple["JSONEncoder", "JSONDecoder", "_Encode", "_Encode", Callable[[bytes], int]]:
     """Return what encodes and decodes; made at the first use, for importing `json` takes a tenth of all our import."""
     from json.decoder import JSONDecoder  # noqa: PLC0415
     from json.encoder import JSONEncoder  # noqa: PLC0415
+    from zlib import crc32  # noqa: PLC0415
 
     encoder = JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     sorting = JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
-    return encoder, JSONDecoder(parse_constant=_refuse), _prepare(encoder), _prepare(sorting)
+    return encoder, JSONDecoder(parse_constant=_refuse), _prepare(encoder), _prepare(sorting), crc32
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from time import time
 from typing import Any, NamedTuple, TypeAlias, TypeVar
-from zlib import crc32
 
 from . import hooks
 from .blocking import blocking
@@ -19,12 +18,23 @@ from .errors import (
     UnknownWorkflow,
 )
 from .invocation import Invocation
-from .names import check_id, is_name, new_run
-from .names import new_id as fresh_id
 from .observe import Event, Observer
-from .paused import Paused
-from .setup import GRACE, Setup
-from .storage import CLOSED, PARKED, STATUSES, PlainJournal, Record, Storage, journal_for, page_of, settle
+from .setup import GRACE, Paused, Setup
+from .storage import (
+    CLOSED,
+    PARKED,
+    STATUSES,
+    PlainJournal,
+    Record,
+    Storage,
+    check_id,
+    is_name,
+    journal_for,
+    new_run,
+    page_of,
+    settle,
+)
+from .storage import new_id as fresh_id
 from .workflow import Workflow, check, name_all
 
 T = TypeVar("T")
@@ -355,7 +365,7 @@ class FlowExecutor:
             stuck = record.attempts >= ATTEMPTS
             # Jitter from the id and the attempt: spread like a random one, yet the same in every sweep.
             wait = min(GRACE * 2**record.attempts, LONGEST_WAIT)
-            wait *= 0.75 + crc32(f"{record.id}:{record.attempts}".encode()) / 2**33
+            wait *= 0.75 + (fingerprint([record.id, record.attempts]) or 0) / 2**33
             moved = record._replace(token=record.token + 1, lease=0.0)
             if stuck:
                 last = f", the last error being {record.error}" if record.error else ""

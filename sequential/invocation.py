@@ -12,11 +12,9 @@ from .calls import Caller
 from .codec import fingerprint
 from .errors import Diverged, Fenced, IdInUse, NotEncodable, describe
 from .lease import Lease
-from .names import new_run
-from .paused import Paused
 from .requests import Again, Gather, Return, Save, Sleep, Step, Tool, Wait
-from .setup import GRACE, Setup
-from .storage import Maybe, Record, Result, page_of, settle
+from .setup import GRACE, Paused, Setup
+from .storage import Maybe, Record, Result, new_run, page_of, settle
 from .workflow import Progress, Raised, Workflow
 
 

@@ -17,7 +17,7 @@ helper                             plain value                           answere
 from functools import lru_cache
 from typing import Any, Never, cast
 
-from .names import is_name
+from .storage import is_name
 
 Request = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""What an executor was given, and what follows from it alone."""
+"""What an executor was given, and what it gives back when a workflow has not ended."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -43,3 +43,20 @@ class Setup(NamedTuple):
             self.observer.tell("ring failed", record, "the sweep will ring again", error)
         else:
             self.observer.tell("rang", record)
+
+
+class Paused(dict[str, Any]):
+    """What ``execute`` and ``resume`` return when the workflow has not ended: ``{"paused": id, "step": n}``.
+
+    Args:
+        id: The execution's id.
+        step: The index of the last step performed; -1 before the first.
+        reason: Why it paused: ``"tool"``, ``"save"``, ``"sleep"``, ``"wait"``, ``"budget"``, or ``"busy"`` when
+            another invocation holds the lease and nothing was run.
+    """
+
+    __slots__ = ("reason",)
+
+    def __init__(self, id: str, step: int, reason: str) -> None:
+        super().__init__(paused=id, step=step)
+        self.reason = reason

@@ -7,11 +7,11 @@ nothing of workflows.  The executor speaks only `Journal`; `journal_for` wraps a
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from os import urandom
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 from .codec import Codec, JSONCodec
-from .errors import Fenced, NotEncodable, NotSupported
-from .names import new_run
+from .errors import Fenced, InvalidId, NotEncodable, NotSupported
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,6 +27,10 @@ CLOSED = frozenset({"finished", "cancelled", "forking"})
 
 STATUSES = PARKED | CLOSED | {"running", "sleeping", "waiting"}
 """All that `Record.status` can be."""
+
+
+_LONGEST = 200
+_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:@~-")
 
 
 class Record(NamedTuple):
@@ -118,6 +122,36 @@ def then(value: Maybe[T], use: Callable[[T], Maybe[R]]) -> Maybe[R]:
         return await settle(use(await value))
 
     return later()
+
+
+def is_name(name: object) -> bool:
+    """Whether `name` is 1 to 200 characters of ``A-Z a-z 0-9 _ . : @ ~ -``, and not ``.`` or ``..``."""
+    return (
+        isinstance(name, str) and 0 < len(name) <= _LONGEST and _CHARACTERS.issuperset(name) and name not in {".", ".."}
+    )
+
+
+def check_id(id: object) -> str:
+    """Return `id` if it can go into URLs, keys and paths.
+
+    Raises:
+        InvalidId: When it cannot.
+    """
+    if isinstance(id, str) and is_name(id):
+        return id
+    raise InvalidId(id)
+
+
+def new_id() -> str:
+    """Return a fresh execution id."""
+    from nanoid import generate  # noqa: PLC0415 - needed only by those who bring no id of their own
+
+    return str(generate(size=21))
+
+
+def new_run() -> str:
+    """Return a fresh nonce for `Record.run`."""
+    return urandom(8).hex()
 
 
 class Journal(ABC):

@@ -18,7 +18,7 @@ import sequential.testing
 
 PACKAGE = Path(sequential.__file__).parent
 CORE = {
-    "blocking", "calls", "codec", "context", "errors", "executor", "hooks", "invocation", "lease", "names", "observe", "paused",
+    "blocking", "calls", "codec", "context", "errors", "executor", "hooks", "invocation", "lease", "observe",
     "requests", "setup", "storage", "workflow",
 }  # fmt: skip
 HEAVY = {
@@ -84,8 +84,8 @@ def test_a_store_imports_its_driver_and_no_other_store() -> None:
 @pytest.mark.parametrize("module", sorted(CORE))
 def test_imports_run_downwards_only(module: str) -> None:
     order = [
-        "errors", "blocking", "codec", "hooks", "names", "requests", "storage", "context", "observe", "setup", "workflow", "lease",
-        "calls", "paused", "invocation", "executor",
+        "errors", "blocking", "codec", "hooks", "storage", "requests", "context", "observe", "setup", "workflow", "lease",
+        "calls", "invocation", "executor",
     ]  # fmt: skip
     assert set(order) == CORE
     below = set(order[: order.index(module)])

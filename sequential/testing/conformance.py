@@ -18,8 +18,8 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from ..executor import FlowExecutor
-from ..paused import Paused
 from ..requests import again, save, sleep, tool, version, wait
+from ..setup import Paused
 from ..storage import Maybe, journal_for, settle
 from .crash import count_crash_points
 

@@ -14,10 +14,9 @@ from ..context import current
 from ..errors import Diverged, SequentialError, describe
 from ..executor import FlowExecutor
 from ..hooks import Call, find_call
-from ..names import new_id
 from ..observe import Event
-from ..paused import Paused
-from ..storage import Journal, Maybe, PlainJournal, Record, Result, Storage, journal_for, settle, then
+from ..setup import Paused
+from ..storage import Journal, Maybe, PlainJournal, Record, Result, Storage, journal_for, new_id, settle, then
 from ..stores.memory import MemoryStorage
 from ..workflow import Workflow
 from .around import JournalAround
