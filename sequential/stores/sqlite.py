@@ -31,8 +31,8 @@ CREATE TABLE IF NOT EXISTS sequential_executions (
 );
 CREATE INDEX IF NOT EXISTS sequential_due ON sequential_executions (rings) WHERE rings IS NOT NULL;
 CREATE TABLE IF NOT EXISTS sequential_results (
-    position INTEGER PRIMARY KEY, asked TEXT NOT NULL, fingerprint INTEGER, data BLOB NOT NULL,
-    started REAL, ended REAL, error TEXT
+    position INTEGER PRIMARY KEY, asked TEXT NOT NULL, fingerprint INTEGER, started REAL, ended REAL, error TEXT,
+    data BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS sequential_signals (
     execution INTEGER NOT NULL, name TEXT NOT NULL, data BLOB, PRIMARY KEY (execution, name)
@@ -48,7 +48,7 @@ CREATE TRIGGER IF NOT EXISTS sequential_commit INSTEAD OF INSERT ON sequential_s
             error = NEW.record_error, wake = NEW.wake, waits = NEW.waits
         WHERE id = NEW.id AND run = NEW.run AND token = NEW.held_token AND rings = -1 AND due IS NEW.due;
     SELECT RAISE(ABORT, 'fenced') WHERE changes() = 0;
-    INSERT OR REPLACE INTO sequential_results VALUES (
+    INSERT OR REPLACE INTO sequential_results (position, asked, fingerprint, data, started, ended, error) VALUES (
         ((SELECT key FROM sequential_executions WHERE id = NEW.id) << 32) + 1 + NEW.result_step,
         NEW.asked, NEW.fingerprint, NEW.data, NEW.started, NEW.ended, NEW.error
     );
@@ -56,7 +56,8 @@ END
 """
 # A result's position is its execution's key shifted left by 32 bits, plus its step plus 1: the results of an execution
 # lie side by side in one tree, where a key of several columns would need a second one and could not be read piecewise.
-# Position 0 keeps the execution's input, out of the row that every commit writes anew.
+# Position 0 keeps the execution's input, out of the row that every commit writes anew.  The data comes last in the
+# table, or SQLite would build all of a large one in memory before a piece of it is written.
 #
 # An execution rings at -1 while it is held, for only its owner's death, or the end of a lease that every commit moves,
 # makes it late; then when it is due.
@@ -78,7 +79,10 @@ _INSERT = f"INSERT INTO sequential_executions ({', '.join(_ALL)}) VALUES ({', '.
 _UPDATE = f"UPDATE sequential_executions SET {' = ?, '.join(_CHANGING)} = ?{_HELD_BY}"
 _REPLACE = f"UPDATE sequential_executions SET {' = ?, '.join(_ALL)} = ?{_HELD_BY}"
 _STEP = f"INSERT INTO sequential_steps VALUES ({', '.join('?' * 19)})"
-_RESULT = f"INSERT OR REPLACE INTO sequential_results VALUES (({_KEY} << 32) + 1 + ?, ?, ?, %s, ?, ?, ?)"
+_RESULT = (
+    "INSERT OR REPLACE INTO sequential_results (position, asked, fingerprint, data, started, ended, error) "
+    f"VALUES (({_KEY} << 32) + 1 + ?, ?, ?, %s, ?, ?, ?)"
+)
 _SMALL, _LARGE = _RESULT % "?", _RESULT % "zeroblob(?)"
 _HELD = f"SELECT key FROM sequential_executions{_HELD_BY}"
 _SIGNAL = f"INSERT OR IGNORE INTO sequential_signals VALUES ({_KEY}, ?, ?)"
