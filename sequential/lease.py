@@ -93,13 +93,9 @@ class Lease:
         renewal: Any = None
         timer: Any = None
 
-        async def renew() -> None:
-            with suppress(Exception):
-                await settle(self._renew(record))
-
         def tick() -> None:
             nonlocal renewal, timer
-            renewal = loop.create_task(renew())
+            renewal = loop.create_task(self._renew_now(record))
             timer = loop.call_later(self._every, tick)
 
         timer = loop.call_later(self._every, tick)
@@ -124,8 +120,11 @@ class Lease:
         if monotonic() >= self._next:
             self._next = monotonic() + self._every
             if record.lease:
-                with suppress(Exception):
-                    await settle(self._renew(record))
+                await self._renew_now(record)
+
+    async def _renew_now(self, record: Record) -> None:
+        with suppress(Exception):
+            await settle(self._renew(record))
 
 
 class _Watch:

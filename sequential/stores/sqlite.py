@@ -77,7 +77,7 @@ _CHANGING = ("token", "step", "status", "due", "lease", "attempts", "error", "wa
 _ALL = ("id", "run", "workflow", "version", "first_input", *_CHANGING)
 _INSERT = f"INSERT INTO sequential_executions ({', '.join(_ALL)}) VALUES ({', '.join('?' * len(_ALL))})"
 _UPDATE = f"UPDATE sequential_executions SET {' = ?, '.join(_CHANGING)} = ?{_HELD_BY}"
-_REPLACE = f"UPDATE sequential_executions SET {' = ?, '.join(_ALL)} = ?{_HELD_BY}"
+_REPLACE = f"UPDATE sequential_executions SET {' = ?, '.join(_ALL)} = ? WHERE key = ?"
 _STEP = f"INSERT INTO sequential_steps VALUES ({', '.join('?' * 19)})"
 _RESULT = (
     "INSERT OR REPLACE INTO sequential_results (position, asked, fingerprint, data, started, ended, error) "
@@ -169,10 +169,9 @@ class SQLiteStorage(Journal):
         """Take a lease without waiting for the disk, or create a record and wait for it."""
 
         def take(connection: sqlite3.Connection) -> tuple[Record, bool] | None:
-            row = connection.execute(f"{_SELECT} WHERE id = ?", (wanted.id,)).fetchone()
-            if row is None:
+            record, owner = _find(connection, wanted.id)
+            if record is None:
                 return None
-            record, owner = Record(*row[:-1]), row[-1]
             if not wanted.lease or record.status in CLOSED or (record.lease > now and not is_dead(owner)):
                 return record, False
             taken = record._replace(token=record.token + 1, lease=wanted.lease)
@@ -221,8 +220,7 @@ class SQLiteStorage(Journal):
         """Write a result in a transaction."""
 
         def write(connection: sqlite3.Connection) -> None:
-            if connection.execute(_HELD, (record.id, record.run, record.token)).fetchone() is None:
-                raise Fenced(record.id, record.token)
+            _key_held(connection, record)
             self._insert(connection, record, result)
 
         self._run(write, self._synchronous)
@@ -231,13 +229,11 @@ class SQLiteStorage(Journal):
         """Replace a record and remove its results in one transaction."""
 
         def write(connection: sqlite3.Connection) -> None:
-            key = connection.execute(_HELD, (held.id, held.run, held.token)).fetchone()
-            if key is None:
-                raise Fenced(held.id, held.token)
-            connection.execute(_REPLACE, (*self._columns(record), held.id, held.run, held.token))
-            _remove_results(connection, *key)
+            key = _key_held(connection, held)
+            connection.execute(_REPLACE, (*self._columns(record), key))
+            _remove_results(connection, key)
             self._insert(connection, record, Result(_INPUT, "input", data=record.input))
-            connection.execute("DELETE FROM sequential_signals WHERE execution = ? AND data IS NULL", key)
+            connection.execute("DELETE FROM sequential_signals WHERE execution = ? AND data IS NULL", (key,))
 
         self._run(write, self._synchronous)
 
@@ -275,8 +271,7 @@ class SQLiteStorage(Journal):
 
     def read(self, id: str) -> Record | None:
         """Read a record."""
-        row = self._run(lambda connection: connection.execute(f"{_SELECT} WHERE id = ?", (id,)).fetchone())
-        return row and Record(*row[:-1])
+        return self._run(lambda connection: _find(connection, id))[0]
 
     def due(self, now: float, limit: int) -> list[Record]:
         """List what the sweep should ring, the executions of dead processes among it."""
@@ -307,10 +302,9 @@ class SQLiteStorage(Journal):
         """Keep a signal, in one transaction with the record that waits for it."""
 
         def write(connection: sqlite3.Connection) -> tuple[Record | None, bool]:
-            row = connection.execute(f"{_SELECT} WHERE id = ?", (id,)).fetchone()
-            if row is None:
+            record, _ = _find(connection, id)
+            if record is None:
                 return None, False
-            record = Record(*row[:-1])
             if record.status in CLOSED or not connection.execute(_SIGNAL, (id, record.run, name, data)).rowcount:
                 return record, False
             if record.waits == name and not record.lease:
@@ -469,6 +463,20 @@ def _create_tables(connection: sqlite3.Connection, path: str) -> None:
         raise StorageError(
             f"{path}: its tables are of version {found}, this release knows {SCHEMA}: upgrade sequential-flow"
         )
+
+
+def _find(connection: sqlite3.Connection, id: str) -> tuple[Record, str | None] | tuple[None, None]:
+    """Return a record and the process that holds its lease."""
+    row = connection.execute(f"{_SELECT} WHERE id = ?", (id,)).fetchone()
+    return (Record(*row[:-1]), row[-1]) if row else (None, None)
+
+
+def _key_held(connection: sqlite3.Connection, held: Record) -> int:
+    """Return the key of an execution if the stored record has this run and token."""
+    found: tuple[int] | None = connection.execute(_HELD, (held.id, held.run, held.token)).fetchone()
+    if found is None:
+        raise Fenced(held.id, held.token)
+    return found[0]
 
 
 def _remove_results(connection: sqlite3.Connection, key: int) -> None:
