@@ -16,7 +16,8 @@
     |- EventLoopNeeded      a blocking method met something that really waits
     |- Diverged             the workflow asks for something else than it did before
     |- Fenced               another invocation has taken this execution over
-    `- StorageError         the store is away, full, read-only or not a store at all
+    |- StorageError         the store is away, full, read-only or not a store at all
+    `- NotInstalled         a store's driver is an optional extra, and not there
 
 None of them is ever recorded as the result of a step.  What an error knows it carries as attributes and
 in ``args``, so it survives pickling; the text is made from them when it is shown.
@@ -230,9 +231,25 @@ class StorageError(SequentialError):
     """The store failed; the text names the store, what failed and what to do."""
 
 
+class NotInstalled(SequentialError, ImportError):
+    """What a store is reached with is an optional extra, and not installed.
+
+    Args:
+        extra: The extra's name.
+        missing: The module that was not found.
+    """
+
+    _text = "{1!r} is not installed: pip install 'sequential-flow[{0}]'"
+
+    def __init__(self, extra: str, missing: str | None) -> None:
+        super().__init__(extra, missing)
+        self.extra, self.missing = extra, missing
+
+
 def describe(error: BaseException) -> str:
     """Return an error's type and text, as they are shown to people."""
-    return f"{type(error).__name__}: {message_of(error)}"
+    text = f"{type(error).__name__}: {message_of(error)}"
+    return text.replace("\0", "\\x00")  # which a text in PostgreSQL cannot hold
 
 
 def message_of(error: BaseException) -> str:

@@ -287,6 +287,7 @@ class FlowExecutor:
             if record.status in CLOSED:
                 raise AlreadyEnded(id, record.status)
             cancelled = record._replace(token=record.token + 1, status="cancelled", due=None, lease=0.0, waits=None)
+            cancelled = cancelled._replace(changed=self._setup.clock())
             try:
                 await settle(self._setup.journal.commit(cancelled, record.token))
             except Fenced:
@@ -313,7 +314,7 @@ class FlowExecutor:
         if not 0 <= at <= source.step:
             raise ValueError(f"execution {id!r} has {source.step} recorded steps, so at= is from 0 to that, not {at!r}")
         begun = (fresh_id() if new_id is None else check_id(new_id), new_run(), *source[2:6])
-        wanted = Record(*begun, status="forking")
+        wanted = Record(*begun, status="forking", changed=now)
         copy, created = await settle(journal.claim(wanted, now, True))
         if copy is not None and not created and copy.status == "forking":  # left by a process that died, or is fenced
             await settle(journal.remove(copy.id, copy))
@@ -370,7 +371,7 @@ class FlowExecutor:
             if stuck:
                 last = f", the last error being {record.error}" if record.error else ""
                 reason = f"no progress in {ATTEMPTS} attempts of the sweep{last}: mend what is wrong, then resume it"
-                moved = moved._replace(status="stuck", due=None, attempts=0, error=reason)
+                moved = moved._replace(status="stuck", due=None, attempts=0, error=reason, changed=self._setup.clock())
             else:
                 moved = moved._replace(due=self._setup.clock() + wait, attempts=record.attempts + 1)
             try:
@@ -383,6 +384,37 @@ class FlowExecutor:
                 await self._setup.ring(moved)
                 rung.append(record.id)
         return rung
+
+    async def purge(self, older_than: float) -> list[str]:
+        """Delete what has ended, was parked or was abandoned, and to which nothing has happened for a long time.
+
+        What is held, or still to be due, stays, however long it sleeps; what waits for a signal without a timeout
+        counts as abandoned.
+
+        Args:
+            older_than: Seconds for which nothing must have happened.
+
+        Returns:
+            The ids that were deleted.
+
+        Raises:
+            NotSupported: On a storage of five methods.
+            ValueError: When `older_than` is below 0.
+        """
+        self._needs_journal("purge")
+        if not older_than >= 0:
+            raise ValueError(f"older_than= is a number of seconds, not below 0, not {older_than!r}")
+        journal, before = self._setup.journal, self._setup.clock() - older_than
+        purged, after = list[str](), ""
+        while records := await settle(journal.find(after, 100)):
+            after = records[-1].id
+            for record in records:
+                if max(record.changed, record.rings_at or 0.0) > before:
+                    continue
+                with suppress(Fenced):  # it has just gone on
+                    await settle(journal.remove(record.id, record))
+                    purged.append(record.id)
+        return purged
 
     async def list(
         self, status: str | None = None, workflow: str | None = None, limit: int = 100, after: str | None = None
@@ -414,6 +446,7 @@ class FlowExecutor:
     fork_sync = blocking(fork)
     delete_sync = blocking(delete)
     sweep_sync = blocking(sweep)
+    purge_sync = blocking(purge)
     list_sync = blocking(list)  # noqa: A003 - the method above is meant
 
     def _record(self, workflow: Workflow[Any], id: str | None, input: Any) -> Record:
@@ -422,7 +455,7 @@ class FlowExecutor:
         name, now = check(workflow), setup.clock()
         id = fresh_id() if id is None else check_id(id)
         data = setup.encode({} if input is None else input, f"the input of execution {id!r}")
-        return Record(id, new_run(), name, data, setup.version, token=1, due=now, lease=now + setup.lease)
+        return Record(id, new_run(), name, data, setup.version, token=1, due=now, lease=now + setup.lease, changed=now)
 
     async def _invoke(self, wanted: Record, create: bool, find: Callable[[Record], Workflow[Any]]) -> Any:
         """Claim an execution and run one invocation of it, or tell why not."""

@@ -204,7 +204,7 @@ class Invocation:
         due = now + GRACE if reason or old.due is None else old.due
         lease = 0.0 if reason else old.lease and now + self._setup.lease
         # Spelled out, because _replace would take as long as all the rest of this method.
-        record = Record(*old[:6], old.token + 1, old.step + len(page), "running", due, lease)
+        record = Record(*old[:6], old.token + 1, old.step + len(page), "running", due, lease, 0, None, None, None, now)
         signal = {"absent" if result.error else "taken": request.name} if isinstance(request, Wait) else {}
         try:
             if reason:
@@ -226,14 +226,15 @@ class Invocation:
     async def _rest(self, old: Record) -> Paused:
         """Leave the execution alone until its time comes, or its signal."""
         status, reason = ("waiting", "wait") if old.waits else ("sleeping", "sleep")
-        resting = old._replace(token=old.token + 1, status=status, due=old.wake, lease=0.0, attempts=0, error=None)
+        due, waits, now = old.wake, old.waits, self._setup.clock()
+        resting = Record(*old[:6], old.token + 1, old.step, status, due, wake=due, waits=waits, changed=now)
         try:
             return await self._pause(resting, reason, absent=old.waits)
         except Fenced:
             if old.waits is None or await settle(self._journal.received(old, old.waits)) is None:
                 raise
         # The signal came at this very moment, when it saw the lease held and left the ringing to us.
-        paused = await self._pause(resting._replace(due=self._setup.clock()), reason)
+        paused = await self._pause(resting._replace(due=resting.changed), reason)
         await self._setup.ring(self._record)
         return paused
 
@@ -244,7 +245,7 @@ class Invocation:
         first = fingerprint(self._codec.loads(old.input)) if old.first_input is None else old.first_input
         lease = now + self._setup.lease if now < deadline else 0.0
         begun = (old.id, new_run(), old.workflow, data, self._setup.version, first)
-        record = Record(*begun, old.token + 1, due=now + GRACE, lease=lease)
+        record = Record(*begun, old.token + 1, due=now + GRACE, lease=lease, changed=now)
         await settle(self._journal.restart(record, old))
         self._record, self._ahead, self._progress = record, False, Progress(record)
         self._tell("restarted", record)
@@ -259,7 +260,7 @@ class Invocation:
         record, now = self._record, self._setup.clock()
         if self._setup.retain:
             data = await self._encode(value, f"the final value of execution {record.id!r}")
-            finished = record._replace(token=record.token + 1, status="finished", due=None, lease=0.0, error=None)
+            finished = Record(*record[:6], record.token + 1, record.step, "finished", changed=now)
             await self._write(finished, Result(record.step, "return", None, data, now, now))
             value = self._codec.loads(data)  # what whoever asks later gets
         else:
@@ -278,7 +279,7 @@ class Invocation:
         """Leave the workflow, write the record that gives the lease back, and ring."""
         failure = self._progress.close()
         if isinstance(failure, Exception):
-            record = _parked(record, "failed", failure)
+            record = self._parked(record, "failed", failure)
         await self._write(record, result, **signal)
         if failure is not None:
             self._tell(record.status, record, error=failure)
@@ -291,7 +292,7 @@ class Invocation:
     async def _park(self, status: str, error: Exception) -> NoReturn:
         """Keep the execution as it stands, out of the sweep's way, and raise `error`."""
         self._progress.close()
-        await self._write(_parked(self._record._replace(token=self._record.token + 1), status, error))
+        await self._write(self._parked(self._record._replace(token=self._record.token + 1), status, error))
         self._tell(status, self._record, error=error)
         raise error
 
@@ -320,6 +321,6 @@ class Invocation:
         """Prolong the lease under the same token: after the next commit, this is refused."""
         return self._journal.commit(record._replace(lease=self._setup.clock() + self._setup.lease), record.token)
 
-
-def _parked(record: Record, status: str, error: Exception) -> Record:
-    return record._replace(status=status, due=None, lease=0.0, attempts=0, error=describe(error))
+    def _parked(self, record: Record, status: str, error: Exception) -> Record:
+        parked = record._replace(status=status, due=None, lease=0.0, attempts=0, changed=self._setup.clock())
+        return parked._replace(error=describe(error))

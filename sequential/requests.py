@@ -173,16 +173,15 @@ def _label(category: str, name: str) -> str | None:
     """Return what a tool is recorded as, or ``None`` when its name cannot be stored."""
     # A dot in both would make two tools look alike.
     label = f"tool {category}.{name}" if "." not in category else f"tool {category!r}.{name}"
-    return label if is_unicode(label) else None
+    return label if is_storable(label) else None
 
 
-def is_unicode(text: str) -> bool:
-    """Whether `text` can be written in UTF-8: a lone surrogate cannot."""
+def is_storable(text: str) -> bool:
+    """Whether every store can keep `text`: none a lone surrogate, PostgreSQL no NUL."""
     try:
-        text.encode()
+        return b"\0" not in text.encode()
     except UnicodeEncodeError:
         return False
-    return True
 
 
 def parse(value: object) -> Step | Version | list[Any] | None:

@@ -61,6 +61,8 @@ class Record(NamedTuple):
     """When its sleep ends, or its wait times out."""
     waits: str | None = None
     """The signal that it waits for."""
+    changed: float = 0.0
+    """When a step was last recorded, or the status changed; a lease, a ring and a signal leave it as it is."""
 
     @property
     def rings_at(self) -> float | None:

@@ -31,6 +31,7 @@ def test_every_public_method_has_a_twin_of_the_same_signature() -> None:
         "fork",
         "delete",
         "sweep",
+        "purge",
         "list",
     ]
     for name in methods:

@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS sequential_executions (
     key INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE, run TEXT NOT NULL, workflow TEXT NOT NULL, version INTEGER, first_input INTEGER,
     token INTEGER NOT NULL, step INTEGER NOT NULL, status TEXT NOT NULL, due REAL, lease REAL NOT NULL,
-    attempts INTEGER NOT NULL, error TEXT, wake REAL, waits TEXT, owner TEXT, rings REAL
+    attempts INTEGER NOT NULL, error TEXT, wake REAL, waits TEXT, changed REAL NOT NULL, owner TEXT, rings REAL
 );
 CREATE INDEX IF NOT EXISTS sequential_due ON sequential_executions (rings) WHERE rings IS NOT NULL;
 CREATE TABLE IF NOT EXISTS sequential_results (
@@ -39,13 +39,13 @@ CREATE TABLE IF NOT EXISTS sequential_signals (
 );
 CREATE VIEW IF NOT EXISTS sequential_steps AS
     SELECT id, run, token AS held_token, token, e.step, status, due, lease, attempts, e.error AS record_error, wake,
-        waits, (position & 4294967295) - 1 AS result_step, asked, fingerprint, data, started, ended, r.error
+        waits, changed, (position & 4294967295) - 1 AS result_step, asked, fingerprint, data, started, ended, r.error
     FROM sequential_executions AS e JOIN sequential_results AS r
     ON r.position > e.key << 32 AND r.position < (e.key + 1) << 32;
 CREATE TRIGGER IF NOT EXISTS sequential_commit INSTEAD OF INSERT ON sequential_steps BEGIN
     UPDATE sequential_executions
         SET token = NEW.token, step = NEW.step, status = NEW.status, lease = NEW.lease, attempts = NEW.attempts,
-            error = NEW.record_error, wake = NEW.wake, waits = NEW.waits
+            error = NEW.record_error, wake = NEW.wake, waits = NEW.waits, changed = NEW.changed
         WHERE id = NEW.id AND run = NEW.run AND token = NEW.held_token AND rings = -1 AND due IS NEW.due;
     SELECT RAISE(ABORT, 'fenced') WHERE changes() = 0;
     INSERT OR REPLACE INTO sequential_results (position, asked, fingerprint, data, started, ended, error) VALUES (
@@ -71,14 +71,14 @@ _KEY = "(SELECT key FROM sequential_executions WHERE id = ? AND run = ?)"
 _HELD_BY = " WHERE id = ? AND run = ? AND token = ?"
 _SELECT = (
     "SELECT id, run, workflow, (SELECT data FROM sequential_results WHERE position = key << 32), version, first_input, "
-    "token, step, status, due, lease, attempts, error, wake, waits, owner FROM sequential_executions"
+    "token, step, status, due, lease, attempts, error, wake, waits, changed, owner FROM sequential_executions"
 )
-_CHANGING = ("token", "step", "status", "due", "lease", "attempts", "error", "wake", "waits", "owner", "rings")
+_CHANGING = (*Record._fields[6:], "owner", "rings")
 _ALL = ("id", "run", "workflow", "version", "first_input", *_CHANGING)
 _INSERT = f"INSERT INTO sequential_executions ({', '.join(_ALL)}) VALUES ({', '.join('?' * len(_ALL))})"
 _UPDATE = f"UPDATE sequential_executions SET {' = ?, '.join(_CHANGING)} = ?{_HELD_BY}"
 _REPLACE = f"UPDATE sequential_executions SET {' = ?, '.join(_ALL)} = ? WHERE key = ?"
-_STEP = f"INSERT INTO sequential_steps VALUES ({', '.join('?' * 19)})"
+_STEP = f"INSERT INTO sequential_steps VALUES ({', '.join('?' * 20)})"
 _RESULT = (
     "INSERT OR REPLACE INTO sequential_results (position, asked, fingerprint, data, started, ended, error) "
     f"VALUES (({_KEY} << 32) + 1 + ?, ?, ?, %s, ?, ?, ?)"
@@ -155,6 +155,11 @@ class SQLiteStorage(Journal):
         self._level = ""
         self._owner: str | None = None
         _storages.add(self)
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> SQLiteStorage:
+        """Return the storage for ``sqlite:///relative`` or ``sqlite:////absolute``, with the class's options."""
+        return cls(url.removeprefix("sqlite:///"), **options)
 
     def __del__(self) -> None:
         if self._connection is not None:

@@ -188,7 +188,7 @@ class AheadTests(RecordSuite):
         self.ask(self.storage.restart, new, record)
         assert self.ask(self.storage.read, "one") == new
         assert self.ask(self.storage.results, new, 0, 9) == self.ask(self.storage.results, record, 0, 9) == []
-        assert self.refused(self.storage.restart, new, record)
+        assert self.refused(self.storage.restart, new._replace(run="another one"), record)
         held = new._replace(token=new.token + 1, lease=NOW + 60)
         self.ask(self.storage.commit, held, new.token)
         assert len(self.all_results(self.step(held))) == 1
