@@ -29,6 +29,11 @@ class MemoryStorage(Journal):
         self._results: dict[str, dict[int, Result]] = {}
         self._signals: dict[str, dict[str, bytes | None]] = {}  # `None`: taken, and closed
 
+    @classmethod
+    def from_url(cls, url: str, *, codec: Codec | None = None) -> MemoryStorage:  # noqa: ARG003 - it says nothing more
+        """Return a new storage for ``memory://``."""
+        return cls(codec=codec)
+
     def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
         """Take a lease, or create a record."""
         with self._lock:

@@ -1,0 +1,110 @@
+"""What the stores have in common that are reached through a client of the user's, plain or ``async``."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from ..blocking import blocking
+from ..codec import Codec, JSONCodec
+from ..errors import Fenced, NotInstalled, StorageError
+from ..storage import Journal, Maybe, Record, Result, settle
+
+P = ParamSpec("P")
+T = TypeVar("T")
+S = TypeVar("S", bound="ClientJournal")
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Import a driver in the body; when it is missing, say how to install it.
+
+    Args:
+        name: The optional extra that brings it.
+
+    Raises:
+        NotInstalled: When it is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise NotInstalled(name, error.name) from error
+
+
+def plain_or_async(
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Maybe[T]]:
+    """Return a method that answers at once when the client is plain, and with a coroutine when it is ``async``."""
+    at_once = blocking(method)
+
+    @wraps(method)
+    def answer(self: S, /, *args: P.args, **kwargs: P.kwargs) -> Maybe[T]:
+        return method(self, *args, **kwargs) if self.is_async() else at_once(self, *args, **kwargs)
+
+    return answer
+
+
+class ClientJournal(Journal):
+    """A Journal over a client: a write whose answer was lost is looked up before it counts as failed.
+
+    Args:
+        codec: How values become bytes; strict JSON when left out.
+    """
+
+    def __init__(self, codec: Codec | None) -> None:
+        self.codec = codec or JSONCodec()
+
+    @abstractmethod
+    def is_async(self) -> bool:
+        """Whether what the client returns is to be awaited."""
+
+    @plain_or_async
+    async def commit(
+        self,
+        record: Record,
+        token: int,
+        result: Result | None = None,
+        *,
+        absent: str | None = None,
+        taken: str | None = None,
+    ) -> None:
+        """Write a record and a result in one step."""
+        try:
+            await self._commit(record, token, result, absent, taken)
+        except (Fenced, StorageError):
+            # A client that repeats a request whose answer was lost is refused by its own success.
+            if not await self._is_written(record, result):
+                raise
+
+    @plain_or_async
+    async def restart(self, record: Record, held: Record) -> None:
+        """Replace a record and remove its results in one step."""
+        try:
+            await self._restart(record, held)
+        except (Fenced, StorageError):
+            if not await self._is_written(record, None):
+                raise
+
+    @abstractmethod
+    async def _commit(
+        self, record: Record, token: int, result: Result | None, absent: str | None, taken: str | None
+    ) -> None:
+        """Do what `Journal.commit` says, once."""
+
+    @abstractmethod
+    async def _restart(self, record: Record, held: Record) -> None:
+        """Do what `Journal.restart` says, once."""
+
+    async def _is_written(self, record: Record, result: Result | None) -> bool:
+        with suppress(StorageError):
+            if await settle(self.read(record.id)) == record:
+                return result is None or await settle(self.results(record, result.step, result.step + 1)) == [result]
+        return False
+
+
+def split(data: bytes, size: int) -> Iterator[bytes]:
+    """Return `data` in parts of `size` bytes, each made when it is asked for."""
+    return (data[start : start + size] for start in range(0, len(data), size))

@@ -1,0 +1,59 @@
+"""A storage from a URL."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sequential import FlowExecutor, tool
+from sequential.errors import StorageError
+from sequential.stores import open as open_storage
+from sequential.stores.memory import MemoryStorage
+from sequential.stores.sqlite import SQLiteStorage
+from tests.support import echo
+
+
+def workflow() -> Generator[Any, Any, Any]:
+    return (yield tool("a", "b", "answer"))
+
+
+def test_memory() -> None:
+    storage = open_storage("memory://")
+    assert isinstance(storage, MemoryStorage)
+
+
+def test_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url in ("sqlite:///flows.db", f"sqlite:///{tmp_path}/flows.db"):
+        storage = open_storage(url, synchronous="NORMAL")
+        assert isinstance(storage, SQLiteStorage)
+        with closing(storage):
+            flow = FlowExecutor(storage, call=echo, retain=True)
+            flow.execute_sync(workflow, "one")
+            assert flow.execute_sync(workflow, "one") == "answer"
+    assert [path.name for path in tmp_path.glob("*.db")] == ["flows.db"]
+
+
+@pytest.mark.parametrize("url", ["", "flows.db", "mysql://host/database", "sqlite:/flows.db", "://x"])
+def test_a_url_of_no_store(url: str) -> None:
+    with pytest.raises(StorageError, match=r"there is no store for '.*': a URL begins with memory://, sqlite://, post"):
+        open_storage(url)
+
+
+def test_options_that_a_store_does_not_know() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ttl'"):
+        open_storage("memory://", ttl=5)
+
+
+def test_no_driver_is_imported_before_it_is_needed() -> None:
+    code = (
+        "import sys; from sequential.stores import open; open('memory://'); "
+        "assert not {'psycopg', 'redis', 'obstore', 'boto3', 'google', 'sqlite3'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
