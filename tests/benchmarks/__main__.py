@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tests.benchmarks import kernel, memory, process, rounds, store
+from tests.benchmarks import kernel, memory, process, rounds, servers, store
 from tests.benchmarks.table import Row, print_table
 
 BENCHMARKS = {
@@ -17,6 +17,8 @@ BENCHMARKS = {
     "invocations": store.invocations,
     "memory": memory.memory,
     "rounds": rounds.rounds,
+    "postgres": servers.postgres,
+    "ten-million": servers.ten_million,
 }
 
 
