@@ -52,11 +52,14 @@ def test_every_example_is_tested_here() -> None:
         "agent.py",
         "approval.py",
         "booking_saga.py",
+        "encrypted.py",
         "fan_out.py",
+        "own_postgres_storage.py",
         "own_storage.py",
         "polling.py",
         "quickstart.py",
         "script.py",
+        "store_postgres.py",
     }
 
 
@@ -287,3 +290,38 @@ def test_agent_with_a_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [message["tool_call_id"] for message in messages[2][2:]] == ["0", "1", "2"]
     person, flown, broken = [json.loads(message["content"]) for message in messages[2][2:]]
     assert (person, flown, list(broken)) == ("Ada is in Oslo", {"__error": "'fly'"}, ["__error"])
+
+
+def test_encrypted(tmp_path: Path) -> None:
+    for _ in range(2):
+        lines = run(tmp_path, "encrypted.py")
+        assert lines[:2] == ["Dear colleague, Ada is in the best of health"] * 2
+        assert re.fullmatch(r"\d+ bytes are stored, and no patient is to be found in them", lines[2])
+
+
+def test_store_postgres(tmp_path: Path, postgres_database: str) -> None:
+    for _ in range(2):  # the second finds all of it finished
+        lines = run(tmp_path, "store_postgres.py", postgres_database)
+        assert len(lines) == 12
+        assert lines[5] == "parcel with carpet, paid 60"
+        assert lines[10:] == ["order-5 costs 60", "order-6 costs 70"]
+
+
+def test_own_postgres_storage(tmp_path: Path, postgres_database: str) -> None:
+    for _ in range(2):
+        assert run(tmp_path, "own_postgres_storage.py", postgres_database) == [
+            "{'paused': 'exec-1', 'step': 0} [(0, {'id': 123, 'name': 'Ada'})]",
+            "{'paused': 'exec-1', 'step': 1} [(0, {'id': 123, 'name': 'Ada'}), (1, ['first', 'second'])]",
+            "{'user': 'Ada', 'posts': ['first', 'second']} []",
+        ]
+
+
+@pytest.mark.parametrize("name", ["store_postgres.py", "own_postgres_storage.py"])
+@pytest.mark.parametrize("addresses", [[], ["postgresql://nobody@127.0.0.1:1/none"]])
+def test_an_example_without_its_server_says_how_to_start_one(tmp_path: Path, name: str, addresses: list[str]) -> None:
+    command = [sys.executable, str(EXAMPLES / name), *addresses]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f"python examples/{name} postgresql://" in done.stderr
+    assert "docker run --rm" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -29,7 +29,7 @@ class World:
         self.flow.start_sync(workflow, {"steps": steps}, "one")
 
     def worker(self, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tests.worker", str(self.path), str(self.log), "one", *options]
+        command = [sys.executable, "-m", "tests.worker", f"sqlite:///{self.path}", str(self.log), "one", *options]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, *options: str) -> tuple[int, list[Any]]:

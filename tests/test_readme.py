@@ -8,8 +8,10 @@ import io
 import json
 import re
 import socket
+import textwrap
 import threading
 import wsgiref.simple_server
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -21,13 +23,15 @@ from sequential.testing import StorageTests
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+QUERY, TABLES = (textwrap.dedent(sql) for sql in re.findall(r" *```sql\n(.*?) *```", README, re.DOTALL))
 COMMANDS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture
-def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres_database: str) -> Iterator[dict[str, Any]]:
     """All snippets, run one after the other in an empty directory, as a reader would."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", postgres_database)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     names: dict[str, Any] = {"port": port}
@@ -37,12 +41,26 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
             exec(compile(snippet.replace("8000", str(port)), "README.md", "exec"), names)
         promised = re.findall(r"^print\(.*\) +# (.*)$", snippet, re.MULTILINE)
         assert printed.getvalue().splitlines() == promised
-    return names
+    yield names
+    names["storage"].close()
 
 
 def test_every_snippet_prints_what_it_says(namespace: dict[str, Any]) -> None:
-    assert len(SNIPPETS) == 9
-    assert sum(snippet.count("\nprint(") for snippet in SNIPPETS) == 13
+    assert len(SNIPPETS) == 10
+    assert sum(snippet.count("\nprint(") for snippet in SNIPPETS) == 14
+
+
+def test_the_query_of_the_readme_finds_what_it_says(namespace: dict[str, Any], postgres_database: str) -> None:
+    import psycopg
+
+    with psycopg.connect(postgres_database) as connection:
+        ((id, started, user_id),) = connection.execute(QUERY.encode()).fetchall()
+    assert (id, user_id) == ("exec-9", "123")
+    assert started.tzinfo is not None
+
+
+def test_the_tables_of_the_readme_are_those_of_the_storage(namespace: dict[str, Any]) -> None:
+    assert TABLES.strip() == namespace["storage"].schema.strip()
 
 
 def test_the_tests_of_the_readme_pass(namespace: dict[str, Any]) -> None:

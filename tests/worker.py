@@ -1,6 +1,6 @@
-"""A process that runs invocations of one execution on a SQLite file, and can be told where to die.
+"""A process that runs invocations of one execution on the store at a URL, and can be told where to die.
 
-``python -m tests.worker PATH LOG ID [--die POINT] [--budget SECONDS] [--until-done]``
+``python -m tests.worker URL LOG ID [--die POINT] [--budget SECONDS] [--lease SECONDS] [--until-done]``
 
 It prints what each invocation returned.  Every tool call leaves a line in LOG.  At a point to die it sends
 itself SIGKILL: nothing of Python runs after that.
@@ -13,12 +13,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
 
-from sequential import FlowExecutor, Paused, current, save, tool
-from sequential.storage import Record, Result
-from sequential.stores.sqlite import SQLiteStorage
+from sequential import FlowExecutor, Paused, current, save, stores, tool
+from sequential.storage import Maybe, settle
+from sequential.testing import JournalAround
+
+T = TypeVar("T")
 
 
 def workflow(input: dict[str, int]) -> Generator[Any, Any, Any]:
@@ -30,7 +32,7 @@ def workflow(input: dict[str, int]) -> Generator[Any, Any, Any]:
     return {"total": total}
 
 
-class Mortal(SQLiteStorage):
+class Mortal(JournalAround):
     """A store whose process dies before or after one of its calls."""
 
     left: int | None = None
@@ -41,33 +43,25 @@ class Mortal(SQLiteStorage):
         if self.left is not None:
             self.left -= 1
 
-    def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
+    async def around(self, what: str, method: Callable[..., Maybe[T]], *arguments: Any, **options: Any) -> T:
         self.may_die()
-        claimed = super().claim(wanted, now, create)
+        done = await settle(method(*arguments, **options))
         self.may_die()
-        return claimed
-
-    def commit(self, record: Record, token: int, result: Result | None = None, **signal: str | None) -> None:
-        self.may_die()
-        super().commit(record, token, result, **signal)
-        self.may_die()
-
-    def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:
-        self.may_die()
-        return super().results(record, start, stop)
+        return done
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("path")
+    parser.add_argument("url")
     parser.add_argument("log")
     parser.add_argument("id")
     parser.add_argument("--die", type=int)
     parser.add_argument("--budget", type=float, default=0.0)
+    parser.add_argument("--lease", type=float, default=120.0)
     parser.add_argument("--until-done", action="store_true")
     parser.add_argument("--wait", action="store_true")
     options = parser.parse_args()
-    storage = Mortal(options.path)
+    storage = Mortal(stores.open(options.url))
 
     def call(category: str, name: str, input: dict[str, int]) -> Any:
         storage.may_die()
@@ -76,7 +70,9 @@ def main() -> None:
         storage.may_die()
         return {"square": input["number"] ** 2}
 
-    flow = FlowExecutor(storage, call=call, workflows=[workflow], retain=True, budget=options.budget)
+    flow = FlowExecutor(
+        storage, call=call, workflows=[workflow], retain=True, budget=options.budget, lease=options.lease
+    )
     if options.wait:
         print("ready", flush=True)
         sys.stdin.readline()
@@ -84,7 +80,8 @@ def main() -> None:
     outcome: Any = Paused("", 0, "")
     while isinstance(outcome, Paused):
         outcome = flow.resume_sync(options.id)
-        print(json.dumps(outcome), flush=True)
+        if not isinstance(outcome, Paused) or outcome.reason != "busy":
+            print(json.dumps(outcome), flush=True)
         if not options.until_done:
             break
 

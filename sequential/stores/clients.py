@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from ..blocking import blocking
 from ..codec import Codec, JSONCodec
@@ -34,9 +34,15 @@ def extra(name: str) -> Iterator[None]:
         raise NotInstalled(name, error.name) from error
 
 
+@overload
+def plain_or_async(  # what returns nothing can be awaited, or not, without a word to a type checker
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, None]],
+) -> Callable[Concatenate[S, P], Any]: ...
+@overload
 def plain_or_async(
     method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[S, P], Maybe[T]]:
+) -> Callable[Concatenate[S, P], Maybe[T]]: ...
+def plain_or_async(method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[S, P], Any]:
     """Return a method that answers at once when the client is plain, and with a coroutine when it is ``async``."""
     at_once = blocking(method)
 

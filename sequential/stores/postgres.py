@@ -140,7 +140,7 @@ class PostgresStorage(ClientJournal):
                 return None, False
             # What a transaction under way hid from this statement, it waited for, and shows to the next.
             if record is not None and (taken or record.lease > before or record.status in CLOSED):
-                return record, taken
+                return record, bool(taken)
 
     async def _commit(
         self, record: Record, token: int, result: Result | None, absent: str | None, taken: str | None
