@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from ..errors import NotEncodable
 from ..executor import FlowExecutor
 from ..requests import again, save, sleep, tool, version, wait
 from ..setup import Paused
@@ -24,6 +25,14 @@ from ..storage import Maybe, journal_for, settle
 from .crash import count_crash_points
 
 T = TypeVar("T")
+
+
+def _nest(levels: int) -> Any:
+    value: Any = None
+    for _ in range(levels):
+        value = [value]
+    return value
+
 
 _VALUES: tuple[Any, ...] = (
     None,
@@ -37,6 +46,10 @@ _VALUES: tuple[Any, ...] = (
     "",
     "text",
     "\x00 \n \u2028 \U0001f600 é",
+    -(10**400),
+    -0.0,
+    1.7976931348623157e308,
+    _nest(400),
     [],
     {},
     [[[]], {"": None}],
@@ -117,6 +130,13 @@ class StorageTests(StorageSuite):
         for step, value in enumerate(_VALUES):
             found = self.ask(self.storage.get_result, "one", step)
             assert _strict(found) == _strict(value), f"step {step}: {found!r:.100} instead of {value!r:.100}"
+
+    def test_what_is_not_json_is_refused_and_nothing_written(self) -> None:
+        flow = FlowExecutor(_Five(self.storage), call=lambda *_: {"lone": ["\ud800"]})
+        with suppress(NotEncodable):
+            outcome = self.runner.run(flow.execute(workflow, "one", {"of": 1}))
+            raise AssertionError(f"a lone surrogate was stored, and the answer is {outcome!r}")
+        assert self.ask(self.storage.get, "one") is None
 
     def test_a_result_may_come_before_any_state(self) -> None:
         self.ask(self.storage.set_result, "one", 0, {"early": True})

@@ -20,7 +20,15 @@ import pytest
 from sequential import FlowExecutor, Paused, stores, tool
 from sequential.errors import Fenced, NotInstalled, StorageError
 from sequential.storage import Journal, Record, Result, settle
-from sequential.testing import ClaimTests, CommitTests, ConcurrencyTests, JournalTests, SignalTests, crash_points
+from sequential.testing import (
+    ClaimTests,
+    CommitTests,
+    ConcurrencyTests,
+    JournalTests,
+    SignalTests,
+    StorageTests,
+    crash_points,
+)
 from tests.conftest import OwnServer
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import Proxy
@@ -90,6 +98,25 @@ class TestAsyncConnection(PostgresTests, ClaimTests, CommitTests, SignalTests, C
         import psycopg
 
         return await psycopg.AsyncConnection.connect(self.server.url, autocommit=True)
+
+
+class TestOwnStorageOfTheExample(PostgresTests, StorageTests):
+    """The seeds' five methods, as examples/own_postgres_storage.py has them."""
+
+    async def make(self) -> Any:
+        import psycopg
+
+        from examples.own_postgres_storage import TABLES, OwnPostgresStorage
+
+        database = self.server.database()
+        storage = OwnPostgresStorage(psycopg.connect(database, autocommit=True))
+        storage.db.execute(TABLES)
+        return storage
+
+    async def discard(self, storage: Any) -> None:
+        url = storage.db.info.dbname
+        storage.db.close()
+        self.server.drop(f"postgresql:///{url}")
 
 
 async def async_pool(url: str, **options: Any) -> Any:
