@@ -18,6 +18,9 @@ BENCHMARKS = {
     "memory": memory.memory,
     "rounds": rounds.rounds,
     "postgres": servers.postgres,
+    "redis": servers.redis,
+    "s3": servers.s3,
+    "dynamodb": servers.dynamodb,
     "ten-million": servers.ten_million,
 }
 

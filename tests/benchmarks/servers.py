@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
+from hashlib import sha1
 from itertools import count
 from statistics import median
 from time import perf_counter
@@ -20,7 +21,10 @@ from sequential import FlowExecutor, Paused
 from sequential.storage import Journal, Record, Result, settle
 from tests.benchmarks.store import RESULT, call, workflow
 from tests.benchmarks.table import Found, Row, side_by_side
+from tests.servers.dynamodb import DynamoServer
 from tests.servers.postgres import PostgresServer
+from tests.servers.seaweed import SeaweedServer
+from tests.servers.valkey import ValkeyServer
 
 AT_ONCE = 64
 DATA = json.dumps(RESULT).encode()
@@ -82,6 +86,138 @@ class PostgresFloor:
         """Remove all."""
         sql = "WITH gone AS (DELETE FROM floor_results WHERE id = %s) DELETE FROM floor_executions WHERE id = %s"
         return self.execute(sql, (id, id))
+
+
+class RedisFloor:
+    """One script for a step, as the storage has it."""
+
+    what = "redis-py alone: a script that sets the result and the counter, if that stands where it should"
+    SCRIPT = (
+        "if redis.call('GET', KEYS[1]) == ARGV[1] then "
+        "redis.call('SET', KEYS[1], ARGV[2]) redis.call('SET', KEYS[2], ARGV[3]) end"
+    )
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.digest = sha1(self.SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
+    def begin(self, id: str) -> Any:
+        """Create the counter."""
+        return self.client.set(id, 0)
+
+    def step(self, id: str, step: int, data: bytes) -> Any:
+        """Record one result."""
+        return self.client.evalsha(self.digest, 2, id, f"{id}:{step}", step, step + 1, data)
+
+    def read(self, id: str) -> list[bytes]:
+        """Return all results."""
+        steps = int(self.client.get(id))
+        return cast("list[bytes]", self.client.mget([f"{id}:{step}" for step in range(steps)]))
+
+    def end(self, id: str, steps: int) -> Any:
+        """Remove all."""
+        return self.client.unlink(id, *(f"{id}:{step}" for step in range(steps)))
+
+
+class ObjectsFloor:
+    """One conditional put for a step."""
+
+    what = "obstore alone: one put of the same bytes, if nobody else has put"
+
+    def __init__(self, store: Any) -> None:
+        self.store, self.tags = store, dict[str, Any]()
+
+    def put_on(self, id: str, data: bytes) -> tuple[str, bytes, Any]:
+        """Return what a conditional put takes."""
+        tag = self.tags.get(id)
+        return f"floor/{id}", data, {"e_tag": tag} if tag else "create"
+
+    def begin(self, id: str) -> Any:
+        """Create the object."""
+        self.step(id, 0, b"begin")
+
+    def step(self, id: str, step: int, data: bytes) -> Any:
+        """Replace it."""
+        import obstore
+
+        path, body, mode = self.put_on(id, b"%d" % step + data)
+        self.tags[id] = obstore.put(self.store, path, body, mode=mode)["e_tag"]
+
+    def read(self, id: str) -> list[bytes]:
+        """Return it: all results in one object would be read like this."""
+        import obstore
+
+        return [bytes(obstore.get(self.store, f"floor/{id}").bytes())]
+
+    def end(self, id: str, steps: int) -> Any:
+        """Remove it."""
+        import obstore
+
+        obstore.delete(self.store, f"floor/{id}")
+
+
+class AsyncObjectsFloor(ObjectsFloor):
+    """The same, awaited."""
+
+    async def begin(self, id: str) -> None:
+        """Create the object."""
+        await self.step(id, 0, b"begin")
+
+    async def step(self, id: str, step: int, data: bytes) -> None:
+        """Replace it."""
+        import obstore
+
+        path, body, mode = self.put_on(id, b"%d" % step + data)
+        self.tags[id] = (await obstore.put_async(self.store, path, body, mode=mode))["e_tag"]
+
+    async def end(self, id: str, steps: int) -> None:
+        """Remove it."""
+        import obstore
+
+        await obstore.delete_async(self.store, f"floor/{id}")
+
+
+class DynamoDBFloor:
+    """One transaction for a step."""
+
+    what = "boto3 alone: a transaction that puts the result and moves the counter on"
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def begin(self, id: str) -> Any:
+        """Create the counter."""
+        self.client.put_item(TableName="floor", Item={"id": {"S": id}, "part": {"S": "counter"}, "step": {"N": "0"}})
+
+    def step(self, id: str, step: int, data: bytes) -> Any:
+        """Record one result."""
+        counter = {
+            "TableName": "floor",
+            "Key": {"id": {"S": id}, "part": {"S": "counter"}},
+            "UpdateExpression": "SET step = :next",
+            "ConditionExpression": "step = :step",
+            "ExpressionAttributeValues": {":step": {"N": str(step)}, ":next": {"N": str(step + 1)}},
+        }
+        item = {"id": {"S": id}, "part": {"S": f"{step:010}"}, "data": {"B": data}}
+        self.client.transact_write_items(
+            TransactItems=[{"Update": counter}, {"Put": {"TableName": "floor", "Item": item}}]
+        )
+
+    def read(self, id: str) -> list[bytes]:
+        """Return all results."""
+        found: list[bytes] = []
+        pages = self.client.get_paginator("query").paginate(
+            TableName="floor",
+            KeyConditionExpression="id = :id AND part < :counter",
+            ExpressionAttributeValues={":id": {"S": id}, ":counter": {"S": "a"}},
+            ConsistentRead=True,
+        )
+        for page in pages:
+            found += [item["data"]["B"] for item in page["Items"]]
+        return found
+
+    def end(self, id: str, steps: int) -> Any:
+        """Leave it: to remove items takes as many requests for the one as for the other."""
 
 
 def one_at_a_time(name: str, storage: Journal, floor: Floor, steps: int, rounds: int) -> Row:
@@ -224,6 +360,71 @@ def postgres() -> Found:
                 return await many_at_once("Postgres", PostgresStorage(pool), PostgresFloor(pool), 30, 7)
 
         rows.append(asyncio.run(at_once()))
+    return rows, []
+
+
+def redis() -> Found:
+    """On Valkey, which waits for the disk at each write."""
+    from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
+
+    from sequential.stores.redis import RedisStorage
+
+    async def at_once(url: str) -> Row:
+        async with AsyncRedis.from_url(url) as client:
+            return await many_at_once("Valkey", RedisStorage(client), RedisFloor(client), 30, 7)
+
+    with ExitStack() as stack:
+        server = stack.enter_context(ValkeyServer.from_environment())
+        client = stack.enter_context(Redis.from_url(server.url))
+        client.script_load(RedisFloor.SCRIPT)
+        storage, floor = RedisStorage(client), RedisFloor(client)
+        rows = [
+            one_at_a_time("Valkey", storage, floor, 500, 15),
+            resumed("Valkey", storage, floor),
+            one_per_invocation("Valkey", storage, floor),
+            asyncio.run(at_once(server.url)),
+        ]
+    return rows, []
+
+
+def s3() -> Found:
+    """On SeaweedFS."""
+    from obstore.store import S3Store
+
+    from sequential.stores.objects import ObjectStorage
+
+    async def at_once(store: Any) -> Row:
+        return await many_at_once("SeaweedFS", ObjectStorage(store), AsyncObjectsFloor(store), 10, 5)
+
+    with ExitStack() as stack:
+        server = stack.enter_context(SeaweedServer.from_environment())
+        store: Any = S3Store(**server.options)
+        storage, floor = ObjectStorage(store), ObjectsFloor(store)
+        rows = [one_at_a_time("SeaweedFS", storage, floor, 100, 9), asyncio.run(at_once(store))]
+    return rows, []
+
+
+def dynamodb() -> Found:
+    """On moto, a simulator: what it takes is mostly its own time."""
+    import boto3
+
+    from sequential.stores.dynamodb import DynamoDBStorage
+
+    with ExitStack() as stack:
+        server = stack.enter_context(DynamoServer.from_environment())
+        client = boto3.client("dynamodb", **server.options)
+        stack.callback(client.close)
+        storage, floor = DynamoDBStorage(client), DynamoDBFloor(client)
+        storage.create_schema()
+        keys = {"id": "HASH", "part": "RANGE"}
+        client.create_table(
+            TableName="floor",
+            BillingMode="PAY_PER_REQUEST",
+            KeySchema=[{"AttributeName": name, "KeyType": kind} for name, kind in keys.items()],
+            AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in keys],
+        )
+        rows = [one_at_a_time("DynamoDB", storage, floor, 50, 5), resumed("DynamoDB", storage, floor, 200)]
     return rows, []
 
 
