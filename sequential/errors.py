@@ -246,10 +246,14 @@ class NotInstalled(SequentialError, ImportError):
         self.extra, self.missing = extra, missing
 
 
+_LONGEST = 5000
+"""Characters that are kept of an error's text in a record: not every store has room for a whole page of HTML there."""
+
+
 def describe(error: BaseException) -> str:
     """Return an error's type and text, as they are shown to people."""
-    text = f"{type(error).__name__}: {message_of(error)}"
-    return text.replace("\0", "\\x00")  # which a text in PostgreSQL cannot hold
+    text = f"{type(error).__name__}: {message_of(error)}".replace("\0", "\\x00")  # PostgreSQL's text has no NUL
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def message_of(error: BaseException) -> str:

@@ -302,6 +302,9 @@ class Journal(ABC):
             Fenced: When `held` is given and the stored record differs from it, or is gone.
         """
 
+    def close(self) -> Any:  # noqa: B027 - to be overridden by those who hold something
+        """Release what it holds, files or connections; may be ``async``, and does nothing by default."""
+
     def get(self, id: str, /) -> Any:
         """Return ``{"step": int}``, or ``None``."""
         return then(self.read(id), lambda record: record and {"step": record.step})

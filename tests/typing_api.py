@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, assert_type
 
+import psycopg
+from cryptography.fernet import Fernet
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
 from sequential import (
     Current,
     Event,
@@ -20,10 +24,13 @@ from sequential import (
     version,
     wait,
 )
+from sequential.codecs import Compressed, Encrypted
 from sequential.patterns import ToolError, check, retry, saga
 from sequential.patterns import call as call_tool
 from sequential.storage import Journal, Record, Result, Storage, journal_for
+from sequential.stores import open as open_storage
 from sequential.stores.memory import MemoryStorage
+from sequential.stores.postgres import PostgresStorage
 from sequential.stores.sqlite import SQLiteStorage
 from sequential.testing import FakeClock, JournalTests, StorageTests, crash_points, replay
 from sequential.tools import Tools
@@ -207,3 +214,18 @@ def patterns(input: dict[str, int]) -> Generator[dict[str, Any], Any, int]:
     assert_type(ToolError("message").tool, str | None)
     assert_type(ToolError("message").not_undone, tuple[ToolError, ...])
     return age
+
+
+async def stores(
+    connection: psycopg.Connection[tuple[Any, ...]],
+    async_connection: psycopg.AsyncConnection[dict[str, Any]],
+    pool: ConnectionPool,
+    async_pool: AsyncConnectionPool,
+) -> None:
+    for client in (connection, async_connection, pool, async_pool):
+        storage = PostgresStorage(client, codec=Encrypted(Fernet(b""), Compressed()))
+        FlowExecutor(storage)
+    storage.create_schema()
+    await storage.create_schema()
+    storage.close()
+    assert_type(open_storage("memory://"), Journal)

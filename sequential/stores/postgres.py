@@ -49,6 +49,8 @@ _REMEDIES: tuple[tuple[type[psycopg.Error] | tuple[type[psycopg.Error], ...], st
     (psycopg.OperationalError, "check that it runs and can be reached, and that the pool is large enough"),
 )
 
+_YOURS = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
+
 _FRESH = (0, None, None, None)
 """No attempts, no error, no wake, no wait: as a record is after a step."""
 
@@ -299,7 +301,7 @@ def _check_connection(connection: Any) -> None:
             "PostgreSQL: the connection would wait for a commit of yours: connect with autocommit=True, a pool with "
             'kwargs={"autocommit": True}'
         )
-    if connection.pgconn.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}:
+    if connection.pgconn.transaction_status in _YOURS:
         raise StorageError("PostgreSQL: the connection is within a transaction of yours: give the storage its own")
 
 

@@ -79,3 +79,7 @@ class JournalAround(Journal):
     async def remove(self, id: str, held: Record | None = None) -> None:
         """Hand on."""
         await self.around("remove", self.inner.remove, id, held)
+
+    def close(self) -> Any:
+        """Hand on."""
+        return self.inner.close()

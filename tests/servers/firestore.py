@@ -24,6 +24,7 @@ from functools import cache, cmp_to_key, partial
 from operator import methodcaller
 from threading import Lock
 from typing import Any, NamedTuple, Self, TypeAlias
+from unittest.mock import patch
 
 import grpc  # type: ignore[import-untyped]
 from google.cloud.firestore_v1 import types
@@ -40,6 +41,9 @@ MAX_DOCUMENT = 1_048_576
 MAX_FIELD = MAX_DOCUMENT - 89
 MAX_NAME = 6 * 1024
 MAX_ID = 1_500
+
+_OURS = {""}
+"""Addresses that do not come from outside: models within models have indexes of their own."""
 
 _PAGE = 100
 _INT64 = 2**63
@@ -86,15 +90,12 @@ def firestore(*indexes: tuple[str, ...]) -> Iterator[FirestoreModel | None]:
     Yields:
         The model, or None when another server takes its place.
     """
-    if os.environ.get(ENVIRONMENT):
+    if os.environ.get(ENVIRONMENT, "") not in _OURS:
         yield None
         return
-    with FirestoreModel(indexes) as model:
-        os.environ[ENVIRONMENT] = model.address
-        try:
-            yield model
-        finally:
-            del os.environ[ENVIRONMENT]
+    with FirestoreModel(indexes) as model, patch.dict(os.environ, {ENVIRONMENT: model.address}):
+        _OURS.add(model.address)
+        yield model
 
 
 class FirestoreModel:
@@ -406,7 +407,7 @@ def _transform(fields: Any, transform: Message, now: Message) -> Message:
         value = Value(timestamp_value=Timestamp(seconds=now.seconds, nanos=nanos))
     elif transform.HasField("increment"):
         value, old = transform.increment, _find(fields, transform.field_path)
-        if old is not None and TypeOrder.from_value(old) == TypeOrder.NUMBER:
+        if old is not None and _kind(old) == TypeOrder.NUMBER:
             total = sum(getattr(number, number.WhichOneof("value_type")) for number in (old, value))
             whole = isinstance(total, int)
             value = Value(integer_value=max(-_INT64, min(total, _INT64 - 1))) if whole else Value(double_value=total)
@@ -453,6 +454,14 @@ def _field(document: Message, path: str) -> Message:
     return Value(reference_value=document.name) if path == _NAME else _find(document.fields, path)
 
 
+def _kind(value: Message) -> Any:
+    return TypeOrder.from_value(types.Value.wrap(value))  # some releases of the client compare only wrapped values
+
+
+def _compare(left: Message, right: Message) -> int:
+    return Order.compare(types.Value.wrap(left), types.Value.wrap(right))
+
+
 def _conditions(where: Message) -> Iterator[tuple[str, int, Message]]:
     one = where.field_filter
     if where.composite_filter.op == _Query.CompositeFilter.Operator.AND:
@@ -468,9 +477,9 @@ def _conditions(where: Message) -> Iterator[tuple[str, int, Message]]:
 
 def _holds(document: Message, path: str, op: int, right: Message) -> bool:
     left = _field(document, path)
-    if left is None or TypeOrder.from_value(left) != TypeOrder.from_value(right):
+    if left is None or _kind(left) != _kind(right):
         return False
-    return _COMPARISONS[op](Order.compare(left, right), 0)
+    return _COMPARISONS[op](_compare(left, right), 0)
 
 
 def _run(query: Message, parent: str, indexes: frozenset[tuple[str, ...]], documents: Documents) -> list[Message]:
@@ -486,7 +495,7 @@ def _run(query: Message, parent: str, indexes: frozenset[tuple[str, ...]], docum
 
     def compare(left: Iterable[Message], right: Iterable[Message]) -> int:
         pairs = zip(order.values(), left, right, strict=False)
-        return next((sign for way, one, other in pairs if (sign := way * Order.compare(one, other))), 0)
+        return next((sign for way, one, other in pairs if (sign := way * _compare(one, other))), 0)
 
     rows = []
     for document in documents.values():

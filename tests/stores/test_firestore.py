@@ -1,0 +1,815 @@
+"""Firestore, by a model of its documented rules: no test here has seen Google's emulator, or Firestore itself.
+
+Google's own client speaks real gRPC to the model.  With FIRESTORE_EMULATOR_HOST set, all tests but those that need the
+model run on the server there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from threading import Barrier
+from time import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+
+from sequential import FlowExecutor, Paused, again, tool, wait
+from sequential.errors import Fenced, NotInstalled, StorageError
+from sequential.storage import Journal, Record, Result, settle
+from sequential.stores import open as open_storage
+from sequential.testing import (
+    AheadTests,
+    ClaimTests,
+    CommitTests,
+    ConcurrencyTests,
+    DueTests,
+    FindTests,
+    JournalTests,
+    RemoveTests,
+    ResultsTests,
+    SignalTests,
+)
+from sequential.testing.conformance import FEW_POINTS, workflow
+from sequential.testing.crash import count_crash_points
+from tests.conftest import FirestoreServer
+from tests.stores.support import dies, square, squares
+from tests.support import echo
+
+if TYPE_CHECKING:
+    from tests.servers.firestore import FirestoreModel
+
+NOW = 1_700_000_000.0
+LARGE = 100_000_000
+WRITERS = 32
+ROUNDS = 10  # a request takes the model milliseconds, and a round takes at least 32
+
+
+@pytest.fixture(autouse=True)
+def own_model(firestore_server: FirestoreServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[FirestoreModel | None]:
+    """An empty model for each test: for each query it looks through all that it has."""
+    if firestore_server.model is None:
+        yield None
+        return
+    from tests.servers.firestore import FirestoreModel
+
+    with FirestoreModel() as model:
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", model.address)
+        yield model
+
+
+class FirestoreTests:
+    """Where the suites find a storage: a collection of its own for each test."""
+
+    async def make(self) -> Journal:  # within the loop to which an async client binds itself
+        self.collection, self.opened = new_collection(), list[Any]()
+        storage: Journal = self.another(None)
+        return storage
+
+    async def discard(self, storage: Any) -> None:
+        for opened in self.opened:
+            await settle(opened.close())
+
+    def another(self, storage: Any) -> Any:
+        from sequential.stores.firestore import FirestoreStorage
+
+        self.opened.append(FirestoreStorage(self.connect(), collection=self.collection, timeout=20))
+        return self.opened[-1]
+
+    def connect(self) -> Any:
+        raise NotImplementedError
+
+
+class TestClient(FirestoreTests, JournalTests):
+    def connect(self) -> Any:
+        from google.cloud.firestore import Client
+
+        return Client(project="test")
+
+    def test_a_workflow_survives_death_at_any_point(self) -> None:
+        """A short one, as here a request takes milliseconds: the five methods are the core's."""
+        names = ("get", "set", "delete", "get_result", "set_result")
+        five: Any = SimpleNamespace(**{name: getattr(self.storage, name) for name in names})
+        points = self.runner.run(count_crash_points(workflow, {"of": 1}, echo, five))
+        assert points > FEW_POINTS // 2
+
+    def test_a_workflow_survives_death_at_any_point_of_a_journal(self) -> None:
+        points = self.runner.run(count_crash_points(workflow, {"of": 1}, echo, self.storage))
+        assert points > FEW_POINTS // 2
+
+    def test_every_request_survives_death_at_any_point(self) -> None:
+        """Or nearly every one."""
+        points = self.runner.run(count_crash_points(waiting, 2, echo, self.storage, {"go": [None]}))
+        assert points > FEW_POINTS
+
+
+class TestAsyncClient(
+    FirestoreTests,
+    ClaimTests,
+    CommitTests,
+    ResultsTests,
+    AheadTests,
+    SignalTests,
+    DueTests,
+    FindTests,
+    RemoveTests,
+    ConcurrencyTests,
+):
+    """All of the suite but the five methods, which are the core's."""
+
+    def connect(self) -> Any:
+        from google.cloud.firestore import AsyncClient
+
+        return AsyncClient(project="test")
+
+    def test_a_workflow_survives_death_at_any_point(self) -> None:
+        points = self.runner.run(count_crash_points(waiting, 1, echo, self.storage, {"go": [None]}))
+        assert points > FEW_POINTS // 2
+
+
+def waiting(rounds: int) -> Generator[Any, Any, Any]:
+    if rounds > 1:
+        yield [tool("a", "b", 1), tool("a", "b", 2)]
+        return again(rounds - 1)
+    return (yield wait("go"))
+
+
+def new_collection() -> str:
+    return f"test-{uuid4().hex}"
+
+
+def new_storage(collection: str = "", **options: Any) -> Any:
+    from google.cloud.firestore import Client
+
+    from sequential.stores.firestore import FirestoreStorage
+
+    return FirestoreStorage(Client(project="test"), collection=collection or new_collection(), **options)
+
+
+@pytest.fixture
+def storage() -> Iterator[Any]:
+    with closing(new_storage(timeout=20)) as made:
+        yield made
+
+
+@pytest.fixture
+def other(storage: Any) -> Iterator[Any]:
+    """A second storage over the same data, as another process has it."""
+    with closing(new_storage(storage._records.id)) as made:
+        yield made
+
+
+@pytest.fixture
+def model(own_model: FirestoreModel | None) -> FirestoreModel:
+    if own_model is None:
+        pytest.skip("only the model of Firestore counts requests, and fails when it is told to")
+    return own_model
+
+
+def held(storage: Any, id: str = "one", **fields: Any) -> Record:
+    """A record that was created, and is held."""
+    record = Record(id, f"run of {id}", "workflow", b"{}", token=1, due=NOW, lease=NOW + 60)._replace(**fields)
+    assert storage.claim(record, NOW, True) == (record, True)
+    return record
+
+
+def step(storage: Any, record: Record, data: bytes = b"null", **fields: Any) -> Record:
+    new = record._replace(token=record.token + 1, step=record.step + 1, **fields)
+    storage.commit(new, record.token, Result(record.step, data=data))
+    return new
+
+
+def documents(storage: Any, id: str = "one") -> dict[str, dict[str, Any]]:
+    """All that is stored of an execution."""
+    record = storage._document(id)
+    below = [found for name in ("steps", "signals") for found in record.collection(name).stream()]
+    return {found.id: found.to_dict() for found in (record.get(), *below) if found.exists}
+
+
+def together(*calls: Callable[[], Any]) -> list[Any]:
+    """Make calls at the same time; an exception is an outcome."""
+    barrier = Barrier(len(calls))
+
+    def call(one: Callable[[], Any]) -> Any:
+        barrier.wait()
+        try:
+            return one()
+        except Fenced as error:
+            return error
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(call, calls))
+
+
+class TestTogether:
+    def test_one_of_32_commits(self, storage: Any) -> None:
+        record = held(storage)
+        for number in range(ROUNDS):
+            new = record._replace(token=record.token + 1, step=number + 1)
+            writes = [partial(storage.commit, new, record.token, Result(number, f"{who}")) for who in range(WRITERS)]
+            done = together(*writes)
+            assert sorted(type(each).__name__ for each in done) == ["Fenced"] * (WRITERS - 1) + ["NoneType"]
+            assert storage.results(new, number, number + 1) == [Result(number, f"{done.index(None)}")]
+            record = new
+
+    def test_one_of_32_takes_the_lease(self, storage: Any) -> None:
+        for number in range(ROUNDS // 2):
+            record = held(storage, f"id-{number}", lease=0.0)
+            leases = [NOW + 60 + who for who in range(WRITERS)]
+            found = together(*(partial(storage.claim, record._replace(lease=lease), NOW, False) for lease in leases))
+            assert [taken for _, taken in found].count(True) == 1
+            assert {held for held, _ in found} == {
+                record._replace(token=2, lease=leases[found.index((found[0][0], True))])
+            }
+
+    def test_results_saved_ahead_at_the_same_time(self, storage: Any) -> None:
+        record = held(storage)
+        results = [Result(number, "tool a.b") for number in range(WRITERS)]
+        assert together(*(partial(storage.save, record, result) for result in results)) == [None] * WRITERS
+        assert storage.results(record, 0, WRITERS) == results
+        assert storage.read("one") == record
+
+
+class TestSizes:
+    def test_a_hundred_megabytes_go_in_and_out_in_little_memory(self) -> None:
+        code = (
+            "import resource\n"
+            "from google.cloud.firestore import Client\n"
+            "from sequential.storage import Record, Result\n"
+            "from sequential.stores.firestore import FirestoreStorage\n"
+            f"storage = FirestoreStorage(Client(project='test'), collection={new_collection()!r})\n"
+            "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+            "record = Record('one', 'run', token=1, lease=2e9)\n"
+            "storage.claim(record, 1.0, True)\n"
+            "start = peak()\n"
+            f"data = bytes(range(250)) * ({LARGE} // 250)\n"
+            "storage.commit(record._replace(token=2, step=1), 1, Result(0, data=data))\n"
+            "written = peak() - start\n"
+            "assert storage.results(record, 0, 1).pop().data == data\n"
+            "print(written, peak() - start)\n"
+            "storage.remove('one')\n"
+            "storage.close()\n"
+        )
+        ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        written, read = map(int, ran.stdout.split())
+        assert written < 1.7 * LARGE  # the result is one of them
+        assert read < 2.7 * LARGE
+
+    def test_large_inputs_and_signals(self, storage: Any, other: Any) -> None:
+        data = b"\x00" * 5_000_000
+        record = held(storage, input=data, lease=0.0)
+        assert storage.signal("one", "yes", data, NOW) == (record, True)
+        assert other.read("one") == record
+        assert other.received(record, "yes") == storage.received(record, "yes") == data
+        assert storage.find("", 5) == storage.due(NOW, 5) == [record]
+        again = record._replace(run="again", token=2, input=data + b"1")
+        storage.restart(again, record)
+        assert other.read("one") == again
+        assert other.received(again, "yes") == data
+        storage.commit(again._replace(token=3), 2, taken="yes")
+        assert other.received(again, "yes") is None
+        storage.remove("one")
+        assert documents(storage) == {}
+
+    def test_many_results_are_removed_with_several_requests(self, storage: Any, other: Any) -> None:
+        record = held(storage)
+        for first in range(0, 1000, 500):
+            batch = storage._client.batch()
+            for number in range(first, first + 500):
+                batch.set(
+                    storage._below("one", "steps").document(f"{record.run}-{number:010}"), Result(number)._asdict()
+                )
+            batch.commit()
+        assert len(other.results(record, 0, 1000)) == 1000
+        again = record._replace(run="again", token=2)
+        storage.restart(again, record)
+        assert len(documents(storage)) == 1
+        step(storage, again)
+        storage.remove("one")
+        assert documents(storage) == {}
+
+    def test_a_writer_dies_between_any_two_requests(self, storage: Any, other: Any) -> None:
+        """What it wrote is never seen, and never in the way of who goes on."""
+        size = 9 * 900_000 + 1
+        results = [Result(0, "first", data=b"1" * size), Result(0, "second", data=b"2" * (size - 900_000))]
+        point, died = 0, True
+        while died:
+            record = held(storage, f"id-{point}")
+            write = partial(storage.commit, record._replace(token=2, step=1), 1, results[0])
+            died = dies(storage, "_ask", point, write)
+            stored = other.read(record.id)
+            assert other.results(stored, 0, 1) == results[: stored.step]
+            if not stored.step:
+                claimed, _ = other.claim(record._replace(lease=NOW + 500), NOW + 100, False)
+                with pytest.raises(Fenced):  # the first writer was only slow, and goes on
+                    write()
+                stored = claimed._replace(token=3, step=1)
+                other.commit(stored, 2, results[1])
+                assert other.results(stored, 0, 1) == results[1:]
+                with pytest.raises(Fenced):
+                    write()
+                assert other.results(stored, 0, 1) == results[1:]
+            other.remove(record.id)
+            assert documents(storage, record.id) == {}
+            point += 1
+        assert point == 7  # before and after two requests for parts, and one for the record, and nowhere
+
+    @pytest.mark.parametrize("what", ["claim", "signal", "restart", "remove"])
+    def test_death_within_anything_else(self, storage: Any, other: Any, what: str) -> None:
+        large = b"3" * 2_000_000
+        point, died = 0, True
+        while died:
+            id = f"{what}-{point}"
+            old = Record(id, "run", "workflow", b"{}", token=1, lease=NOW + 60)
+            new = Record(id, "another", "workflow", large, token=2, lease=NOW + 60)
+            if what != "claim":
+                storage.claim(old, NOW, True)
+                storage.commit(old, 1, Result(0, data=large))
+            actions = {
+                "claim": partial(storage.claim, new, NOW, True),
+                "signal": partial(storage.signal, id, "yes", large, NOW),
+                "restart": partial(storage.restart, new, old),
+                "remove": partial(storage.remove, id, old),
+            }
+            died = dies(storage, "_ask", point, actions[what])
+            found = other.read(id)
+            assert found in {"claim": (None, new), "signal": (old,), "restart": (old, new), "remove": (old, None)}[what]
+            if found == old:
+                assert other.results(old, 0, 1) == [Result(0, data=large)]
+                received = other.received(old, "yes")
+                assert received in ((None, large) if what == "signal" else (None,))
+                assert other.signal(id, "yes", b"", NOW) == (old, received is None)
+            elif found == new:
+                assert other.results(new, 0, 1) == other.results(old, 0, 1) == []
+            elif what == "remove":
+                assert documents(storage, id) == {}
+            point += 1
+        assert point > 4
+
+    def test_a_large_value_of_which_a_part_is_missing(self, storage: Any, other: Any) -> None:
+        record = step(storage, held(storage, input=b"1" * 2_000_000), b"2" * 2_000_000)
+        storage.signal("one", "yes", b"3" * 2_000_000, NOW)
+        for key in documents(storage):
+            if key.endswith("-000002"):
+                for name in ("steps", "signals"):
+                    storage._below("one", name).document(key).delete()
+        assert other.results(record, 0, 1) == []
+        assert other.received(record, "yes") is None
+        with pytest.raises(StorageError, match=r"Firestore: the input of execution 'one' is missing: delete\('one'\)"):
+            other.read("one")
+        assert other.find("", 5) == []
+        other.remove("one")
+
+    def test_what_is_removed_while_it_is_read(self, storage: Any, other: Any) -> None:
+        record = held(storage, input=b"1" * 2_000_000)
+        storage.signal("one", "yes", b"2", NOW)
+        read = other._read_values
+
+        async def remove_and_read(*arguments: Any) -> Any:
+            other._read_values = read
+            storage.remove("one")
+            return await read(*arguments)
+
+        other._read_values = remove_and_read
+        assert other.read("one") is None
+        record = held(storage)
+        storage.signal("one", "yes", b"2", NOW)
+        other._read_values = remove_and_read
+        assert other.received(record, "yes") is None
+
+
+class TestTrouble:
+    def test_answers_that_are_lost_after_the_commit(self, storage: Any, other: Any, model: FirestoreModel) -> None:
+        """Google's client repeats the request and is refused: what it says to us is that it was done."""
+        lose = partial(model.fail_next, "Commit", applied=True)
+        lose()
+        record = held(storage)
+        new = record._replace(token=2, lease=NOW + 200)
+        lose()
+        assert storage.claim(new, NOW + 100, False) == (new, True)
+        lose()
+        record = step(storage, new)
+        lose()
+        storage.save(record, Result(1, "ahead"))
+        assert other.results(record, 0, 9) == [Result(0, data=b"null"), Result(1, "ahead")]
+        lose()
+        renewed = record._replace(lease=NOW + 300)
+        storage.commit(renewed, record.token)
+        lose()
+        assert storage.signal("one", "yes", b"1", NOW) == (renewed, True)
+        assert other.received(record, "yes") == b"1"
+        again = renewed._replace(run="again", token=9, step=0)
+        lose()
+        storage.restart(again, renewed)
+        assert other.read("one") == again
+        lose()
+        storage.remove("one", again)
+        assert documents(storage) == {}
+        with pytest.raises(Fenced):
+            storage.remove("one", again)
+
+    def test_a_commit_whose_fate_is_unknown_to_the_client(self, storage: Any, model: FirestoreModel) -> None:
+        from tests.servers.firestore import Code
+
+        record = held(storage)
+        model.fail_next("Commit", applied=True, code=Code.UNKNOWN)
+        record = step(storage, record)
+        assert storage.read("one") == record
+
+    def test_others_that_write_at_every_moment(self, storage: Any, other: Any) -> None:
+        """A commit, a claim, a signal, a restart and a removal begin anew when the record has changed, and end right."""
+        send, done = storage._send, list[int]()
+
+        async def send_after_another(writes: Any) -> Any:
+            if len(done) % 2 == 0:
+                other.signal("one", f"s{len(done)}", b"", NOW)
+            done.append(0)
+            return await send(writes)
+
+        record = held(storage, lease=0.0)
+        storage._send = send_after_another
+        record, taken = storage.claim(record._replace(lease=NOW + 60), NOW, False)
+        assert taken
+        record = step(storage, record)
+        storage.save(record, Result(1, "ahead"))
+        assert storage.signal("one", "yes", b"1", NOW) == (record, True)
+        new = record._replace(run="again", token=9)
+        storage.restart(new, record)
+        assert other.read("one") == new
+        storage.remove("one", new)
+        assert len(done) == 12
+        assert other.read("one") is None
+        assert documents(storage) == {}
+
+    def test_others_that_never_cease(
+        self, storage: Any, model: FirestoreModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from sequential.stores import firestore
+        from tests.servers.firestore import Code
+
+        monkeypatch.setattr(firestore, "_ATTEMPTS", 3)
+        record = held(storage, lease=0.0)
+        for request in (
+            partial(storage.claim, record._replace(lease=NOW), NOW, False),
+            partial(storage.commit, record._replace(token=2), 1),
+            partial(storage.signal, "one", "yes", b"", NOW),
+            partial(storage.remove, "one"),
+        ):
+            model.fail_next("Commit", applied=False, code=Code.FAILED_PRECONDITION, times=3)
+            with pytest.raises(
+                StorageError, match="others have changed execution 'one' 3 times before we could: try ag"
+            ):
+                request()
+        assert storage.read("one") == record
+
+    def test_one_of_two_removes(self, storage: Any, other: Any) -> None:
+        record = held(storage)
+        send = storage._send
+
+        async def send_after_another(writes: Any) -> Any:
+            other.remove("one", record)
+            return await send(writes)
+
+        storage._send = send_after_another
+        with pytest.raises(Fenced):
+            storage.remove("one", record)
+        storage.remove("one")
+
+    @pytest.mark.parametrize(
+        ("code", "text"),
+        [
+            ("PERMISSION_DENIED", "403 .*: grant the client's account the role roles/datastore.user"),
+            ("UNAUTHENTICATED", "401 .*: run gcloud auth application-default login, or give the client credentials="),
+            ("NOT_FOUND", "404 .*: create the database, or give the client the right project= and database="),
+            ("FAILED_PRECONDITION", "400 .*: the database must be in native mode, with single-field indexes"),
+            ("RESOURCE_EXHAUSTED", "429 .*: a quota is used up: raise it, or wait for the next day"),
+            ("ABORTED", "409 .*: too many write to one execution at once: try again"),
+            ("UNAVAILABLE", "503 .*: check that it can be reached, or give a longer timeout="),
+            ("DEADLINE_EXCEEDED", "504 .*: check that it can be reached, or give a longer timeout="),
+            ("UNKNOWN", "refused, as the test wants: nothing was recorded"),
+        ],
+    )
+    def test_what_the_server_says(self, storage: Any, model: FirestoreModel, code: str, text: str) -> None:
+        from tests.servers.firestore import Code
+
+        with closing(new_storage(storage._records.id, timeout=0.1)) as hasty:
+            record = held(hasty)
+            for rpc in ("BatchGetDocuments", "Commit", "RunQuery"):
+                model.fail_next(rpc, applied=False, code=Code[code], times=9)
+            with pytest.raises(StorageError, match=f"Firestore: .*{text}"):
+                hasty.commit(record._replace(token=2), 1, Result(0))
+            for request in (
+                partial(hasty.find, "", 5),
+                partial(hasty.results, record, 0, 5),
+                partial(hasty.read, "one"),
+            ):
+                with pytest.raises(StorageError, match=f"Firestore: .*{text}"):
+                    request()
+            for rpc in ("BatchGetDocuments", "Commit", "RunQuery"):
+                model._failures[rpc].clear()
+            assert storage.read("one") == record
+
+    def test_trouble_that_passes(self, storage: Any, model: FirestoreModel) -> None:
+        from tests.servers.firestore import Code
+
+        record = held(storage)
+        for code in ("ABORTED", "UNAVAILABLE", "RESOURCE_EXHAUSTED"):
+            for rpc in ("BatchGetDocuments", "Commit", "RunQuery"):
+                model.fail_next(rpc, applied=False, code=Code[code])
+            record = step(storage, record)
+        assert storage.read("one") == record
+        assert len(storage.results(record, 0, 9)) == 3
+
+    def test_no_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from google.cloud.firestore import AsyncClient
+
+        from sequential.stores.firestore import FirestoreStorage
+
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", "127.0.0.1:9")
+
+        async def main() -> None:
+            storage: Any = FirestoreStorage(AsyncClient(project="test"), timeout=0.1)
+            with pytest.raises(StorageError, match="check that it can be reached"):
+                await storage.read("one")
+            with pytest.raises(StorageError, match="check that it can be reached"):
+                await storage.results(Record("one", "run"), 0, 5)
+            await storage.close()
+
+        asyncio.run(main())
+        with closing(new_storage(timeout=0.1)) as storage:
+            flow = FlowExecutor(storage, call=echo)
+            with pytest.raises(
+                StorageError, match=r"Firestore: .* 503 .*: check that it can be reached, or give a longer"
+            ):
+                flow.execute_sync(squares, "one", {"steps": 1})
+
+    def test_the_server_goes_away_and_comes_back(self, storage: Any, model: FirestoreModel) -> None:
+        calls = list[int]()
+        gone = 2
+
+        def call(category: str, name: str, input: int) -> int:
+            calls.append(input)
+            if input == gone and calls.count(gone) == 1:
+                port = int(model.address.rpartition(":")[2])
+                model.stop()
+                model.start(port)
+            return input**2
+
+        flow = FlowExecutor(storage, call=call, budget=math.inf)
+        outcome: Any = Paused("", 0, "")
+        while isinstance(outcome, Paused):
+            outcome = flow.execute_sync(squares, "one", {"steps": 5})
+        assert outcome == 30
+        assert calls == [0, 1, 2, 3, 4]
+
+
+class TestExpiry:
+    TTL = 100.0
+
+    @pytest.fixture
+    def storage(self) -> Iterator[Any]:
+        with closing(new_storage(ttl=self.TTL)) as made:
+            yield made
+
+    @pytest.fixture
+    def other(self, storage: Any) -> Iterator[Any]:
+        with closing(new_storage(storage._records.id, ttl=self.TTL)) as made:
+            yield made
+
+    def test_what_has_expired_is_absent_before_it_is_removed(self, storage: Any) -> None:
+        ended = time() - self.TTL - 1
+        for number in range(5):
+            held(storage, f"id-{number}", lease=0.0, due=ended if number != 3 else time(), changed=ended)
+        assert [id for id in ("id-0", "id-3", "none") if storage.read(id)] == ["id-3"]
+        assert [record.id for record in storage.find("", 2)] == ["id-3"]
+        assert [record.id for record in storage.due(time(), 2)] == ["id-3"]
+        record = Record("id-0", "another run", lease=time() + 60, changed=time(), token=1)
+        assert storage.claim(record, time(), False) == (None, False)
+        with pytest.raises(Fenced):
+            storage.commit(record._replace(run="run of id-1", id="id-1", token=2), 1)
+        assert storage.signal("id-0", "yes", b"", time()) == (None, False)
+        assert storage.claim(record, time(), True) == (record, True)
+        assert storage.read("id-0") == record
+        with closing(new_storage(storage._records.id)) as forever:
+            record = record._replace(id="id-2")
+            assert forever.claim(record, time(), True) == (record, True)
+            assert forever.read("id-2") == record
+        storage.remove("id-1")
+        assert documents(storage, "id-1") == {}
+
+    def test_a_sleeping_execution_outlives_its_sleep(self, storage: Any) -> None:
+        for wake in (time() + 1000, 1e15, math.inf):
+            record = held(storage, f"{wake}", lease=time() + 60, changed=time() - 1000)
+            asleep = record._replace(token=2, lease=0.0, due=None, wake=wake, status="sleeping")
+            storage.commit(asleep, 1)
+            expires = documents(storage, record.id)[f"x-{record.id}"]["expires"].timestamp()
+            assert expires == pytest.approx(min(wake + self.TTL, 253_402_300_799))
+            assert storage.read(record.id) == asleep
+
+    def test_nothing_expires_before_its_record(self, storage: Any, other: Any) -> None:
+        large = b"1" * 2_000_000
+        start = time()
+        record = held(storage, input=large, lease=start, changed=start)
+        storage.signal("one", "yes", large, start)
+        storage.save(record, Result(1, "ahead"))
+        record = step(storage, record, large, lease=start + 60, changed=start)
+        for number in range(1, 8):
+            now = start + number * 90
+            if number == 4:
+                record, taken = storage.claim(record._replace(lease=now + 60), now, False)
+                assert taken
+            elif number == 5:
+                assert storage.signal("one", f"s{number}", b"", now) == (record, True)
+                other.save(record, Result(number, data=large))
+            else:
+                record = step(storage, record, lease=now + 60, changed=now)
+            self.check(storage, record)
+        record = record._replace(run="again", token=99, lease=start + 2000)
+        storage.restart(record, storage.read("one"))
+        self.check(storage, record)
+        assert storage.read("one") == record
+        assert storage.received(record, "yes") == large
+
+    def check(self, storage: Any, record: Record) -> None:
+        found = {key: fields["expires"].timestamp() for key, fields in documents(storage).items()}
+        ends = found.pop("x-one")
+        assert ends == pytest.approx(max(record.changed, record.lease) + self.TTL)
+        assert min(found.values()) >= ends
+
+    def test_seldom_is_anything_renewed(self, storage: Any, model: FirestoreModel) -> None:
+        record, start = held(storage, lease=time(), changed=time()), time()
+        before = model.calls["Commit"]
+        for number in range(60):
+            record = step(storage, record, lease=start + number * 10, changed=start + number * 10)
+        assert model.calls["Commit"] - before <= 60 + 3 * 2 * 7
+        assert model.calls["Commit"] - before > 60
+
+    def test_a_result_saved_while_others_are_renewed(self, storage: Any, other: Any) -> None:
+        start = time()
+        record = step(storage, held(storage, lease=start, changed=start))
+        list_them = storage._documents_of
+
+        async def list_and_save(id: str, run: str) -> Any:
+            found = await list_them(id, run)
+            storage._documents_of = list_them
+            other.save(record, Result(1, "ahead"))
+            return found
+
+        storage._documents_of = list_and_save
+        record = step(storage, record, lease=start + 900)
+        self.check(storage, record)
+
+    def test_something_removed_while_it_is_renewed(self, storage: Any) -> None:
+        start = time()
+        record = step(storage, held(storage, lease=start, changed=start))
+        list_them = storage._documents_of
+
+        async def list_and_remove(id: str, run: str) -> Any:
+            found = await list_them(id, run)
+            storage._documents_of = list_them
+            found[0].delete()
+            return found
+
+        storage._documents_of = list_and_remove
+        record = step(storage, record, lease=start + 900)
+        assert len(documents(storage)) == 2
+        self.check(storage, record)
+
+
+class TestUse:
+    @pytest.mark.parametrize("name", ["", "a/b", ".", "..", "__a__", "x y", "x" * 201])
+    def test_names_that_no_collection_can_have(self, name: str) -> None:
+        from google.cloud.firestore import Client
+
+        from sequential.stores.firestore import FirestoreStorage
+
+        with pytest.raises(ValueError, match="collection= is the name of a collection, 1 to 200 characters without /"):
+            FirestoreStorage(Client(project="test"), collection=name)
+
+    @pytest.mark.parametrize("ttl", [0, -1.0, math.inf, math.nan])
+    def test_lives_of_no_length(self, ttl: float) -> None:
+        with pytest.raises(ValueError, match=r"ttl= is in seconds, and above 0: not .* \(leave it out to keep"):
+            new_storage(ttl=ttl)
+
+    def test_urls(self) -> None:
+        from sequential.stores.firestore import FirestoreStorage
+
+        wanted = {
+            "firestore://project/other?collection=flows": ("project", "other", "flows"),
+            "firestore://example.com:project": ("example.com:project", "(default)", "executions"),
+            "firestore://project/(default)": ("project", "(default)", "executions"),
+        }
+        for url, names in wanted.items():
+            storage: Any = open_storage(url, ttl=5.0)
+            with closing(storage):
+                assert (storage._client.project, storage._client._database, storage._records.id) == names
+        with closing(FirestoreStorage.from_url("firestore://", collection="flows")) as storage:
+            assert storage._records.id == "flows"
+            assert storage.read("one") is None
+        for url in ("firestore://project?table=x", "redis://project", "firestore://project/database/collection"):
+            with pytest.raises(ValueError, match="is not like firestore://project/database"):
+                FirestoreStorage.from_url(url)
+
+    def test_no_credentials(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("FIRESTORE_EMULATOR_HOST")
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere.json")
+        with pytest.raises(StorageError, match=r"Firestore: File /nowhere.json was not found.: run gcloud auth appl"):
+            open_storage("firestore://project")
+
+    def test_a_missing_driver(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "google.cloud.firestore", None)
+        monkeypatch.delitem(sys.modules, "sequential.stores.firestore", raising=False)
+        text = r"'google.cloud.firestore' is not installed: pip install 'sequential-flow\[firestore\]'"
+        with pytest.raises(NotInstalled, match=text):
+            importlib.import_module("sequential.stores.firestore")
+
+    def test_documents_of_a_later_release(self, storage: Any, other: Any) -> None:
+        record = held(storage)
+        storage._document("one").update({"schema": 2})
+        for request in (partial(other.read, "one"), partial(other.find, "", 5), partial(other.commit, record, 1)):
+            with pytest.raises(
+                StorageError, match="documents are of version 2, this release knows 1: upgrade sequential"
+            ):
+                request()
+
+    def test_what_no_document_can_hold(self, storage: Any) -> None:
+        record = held(storage)
+        with pytest.raises(StorageError, match=r"Firestore: .*: nothing was recorded; a document holds at most 1 MiB"):
+            storage.commit(record._replace(token=2, error="x" * 2_000_000), 1)
+        with pytest.raises(StorageError, match=r"Firestore: .*: nothing was recorded"):
+            storage.commit(record._replace(token=1 << 64), 1)
+        assert storage.read("one") == record
+
+    def test_numbers_of_64_bits_and_any_text(self, storage: Any, other: Any) -> None:
+        record = held(storage, version=2**63 - 1, first_input=-(2**63), token=2**63 - 2, lease=NOW + 0.1, changed=1 / 3)
+        record = step(storage, record, error="\x01 é \u2028 \U0001f600", wake=5e-324)
+        assert other.read("one") == record
+
+    def test_many_executions_are_more_than_are_remembered(self, storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        from sequential.stores import firestore
+
+        monkeypatch.setattr(firestore, "_KNOWN", 3)
+        records = [held(storage, f"id-{number}") for number in range(8)]
+        for record in records:
+            assert storage.read(record.id) == record
+            step(storage, record)
+            assert len(storage._known) <= 3
+
+    def test_requests_are_few(self, storage: Any, model: FirestoreModel) -> None:
+        counted = list[int]()
+
+        def count(method: Callable[[], Any]) -> Any:
+            before = model.calls.total()
+            done = method()
+            counted.append(model.calls.total() - before)
+            return done
+
+        flow = FlowExecutor(storage, call=square)
+        outcome: Any = Paused("", 0, "")
+        while isinstance(outcome, Paused):
+            outcome = count(partial(flow.execute_sync, squares, "one", {"steps": 6}))
+        assert outcome == 55
+        # A claim reads and writes, a commit writes; between them the history is read; at the end it is removed.
+        assert counted == [3, *[4] * (len(counted) - 2), 5]
+        counted.clear()
+        record = held(storage, "two", lease=0.0)
+        count(partial(storage.signal, "two", "yes", b"", NOW))
+        record, _ = count(partial(storage.claim, record._replace(lease=NOW + 60), NOW, False))
+        count(partial(storage.received, record, "yes"))
+        count(partial(storage.received, record, "no"))
+        count(partial(storage.save, record, Result(1)))
+        new = record._replace(token=record.token + 1, step=1)
+        count(partial(storage.commit, new, record.token, Result(0), taken="yes"))
+        count(partial(storage.results, new, 0, 9))
+        with closing(new_storage(storage._records.id)) as fresh:
+            count(partial(fresh.commit, new._replace(token=new.token + 1), new.token))
+        assert counted == [2, 2, 1, 1, 1, 1, 1, 2]
+
+    def test_a_workflow_on_an_async_client(self) -> None:
+        from google.cloud.firestore import AsyncClient
+
+        from sequential.stores.firestore import FirestoreStorage
+
+        async def main() -> None:
+            storage: Any = FirestoreStorage(AsyncClient(project="test"), collection=new_collection())
+            flow = FlowExecutor(storage, call=square, budget=math.inf, retain=True)
+            assert isinstance(await flow.execute(squares, "one", {"steps": 2}), Paused)
+            assert await flow.execute(squares, "one", {"steps": 2}) == 1
+            assert await flow.execute(squares, "one") == 1
+            assert len(await flow.history("one")) == 3
+            result = Result(3, data=b"1" * 3_000_000)
+            record = await storage.read("one")
+            await storage.save(record, result)
+            assert await storage.results(record, 3, 4) == [result]
+            await storage.close()
+
+        asyncio.run(main())
