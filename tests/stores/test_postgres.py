@@ -366,6 +366,7 @@ class TestTrouble:
         options: dict[str, Any] = {"min_size": 1, "max_size": 1, "timeout": 0.05, "kwargs": {"autocommit": True}}
         with ConnectionPool(postgres_server.url, open=True, **options) as pool:
             ours: Any = PostgresStorage(pool, prefix=prefix_of(storage))
+            pool.wait()
             with pool.connection(), pytest.raises(StorageError, match="the pool is large enough"):
                 ours.claim(Record("one", "run", lease=1.0), NOW, True)
             assert ours.read("one") is None
