@@ -28,6 +28,15 @@ class DynamoServer(Server):
             "aws_secret_access_key": os.environ.get("AWS_SECRET_ACCESS_KEY", "only-on-loopback"),
         }
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """What other processes need in their environment."""
+        options = self.options
+        return {
+            "AWS_ACCESS_KEY_ID": options["aws_access_key_id"],
+            "AWS_SECRET_ACCESS_KEY": options["aws_secret_access_key"],
+        }
+
     def find(self) -> Path:
         return self.package("moto")
 

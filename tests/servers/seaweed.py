@@ -44,6 +44,18 @@ class SeaweedServer(Server):
         }
 
     @property
+    def settings(self) -> dict[str, str]:
+        """The same for other processes, as variables of the environment."""
+        options = self.options
+        return {
+            "AWS_ENDPOINT": options["endpoint"],
+            "AWS_REGION": options["region"],
+            "AWS_ACCESS_KEY_ID": options["access_key_id"],
+            "AWS_SECRET_ACCESS_KEY": options["secret_access_key"],
+            "AWS_ALLOW_HTTP": "true",
+        }
+
+    @property
     def environment(self) -> dict[str, str]:
         # A volume file a collection is enough, and the first write need not wait for the others.
         return {**super().environment, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1", "TMPDIR": str(self.directory)}
