@@ -8,6 +8,7 @@ nothing of workflows.  The executor speaks only `Journal`; `journal_for` wraps a
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from os import urandom
+from time import time
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 from .codec import Codec, JSONCodec
@@ -336,12 +337,12 @@ class Journal(ABC):
 
     def _write(self, id: str, write: Callable[[Record], Maybe[None]]) -> Maybe[None]:
         """Hand the record with its next token to `write`, creating it if need be."""
-        claimed = self.claim(Record(id, new_run()), 0.0, True)
+        claimed = self.claim(Record(id, new_run(), changed=time()), 0.0, True)
         return then(claimed, lambda found: write(_next(cast("Record", found[0]))))
 
 
 def _next(record: Record) -> Record:
-    return record._replace(token=record.token + 1)
+    return record._replace(token=record.token + 1, changed=time())
 
 
 class PlainJournal(Journal):

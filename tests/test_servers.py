@@ -269,8 +269,8 @@ def test_seaweed_keeps_what_it_acknowledged(own_server: OwnServer) -> None:
 
 
 def test_dynamodb_lets_one_writer_win(dynamodb_server: DynamoServer) -> None:
-    import boto3  # type: ignore[import-untyped]
-    from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+    import boto3
+    from botocore.exceptions import ClientError
 
     table = f"test_servers_{time.time_ns()}"
     client = boto3.client("dynamodb", **dynamodb_server.options)

@@ -180,6 +180,7 @@ class Server:
     def kill(self) -> None:
         """Kill the server and all its processes with SIGKILL."""
         assert self.process is not None, f"{self.name} at {self.address} is not ours to kill"
+        os.kill(self.pid, signal.SIGSTOP)  # or it may start another one between the look and the blow
         for pid in family(self.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
