@@ -1,5 +1,7 @@
 """Values that nobody but this program can read: compressed, then encrypted, in any store.
 
+It needs ``pip install cryptography``.
+
 The key is made at the first run and kept in a file beside the store; in earnest it comes from where your secrets are.
 """
 

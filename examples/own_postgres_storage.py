@@ -2,6 +2,8 @@
 
     python examples/own_postgres_storage.py postgresql://user:password@host/database
 
+It needs the driver: ``pip install -e ".[postgres]"``.
+
 A server for trying: ``docker run --rm -p 5432:5432 -e POSTGRES_HOST_AUTH_METHOD=trust postgres:18``, which is at
 ``postgresql://postgres@127.0.0.1/postgres``.  The built-in storage promises more: see store_postgres.py.
 """
@@ -91,5 +93,5 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     try:
         main(sys.argv[1])
-    except psycopg.OperationalError as error:
+    except psycopg.Error as error:
         sys.exit(f"{error}\n{__doc__}")

@@ -2,6 +2,8 @@
 
     python examples/store_postgres.py postgresql://user:password@host/database
 
+It needs the driver: ``pip install -e ".[postgres]"``.
+
 A server for trying: ``docker run --rm -p 5432:5432 -e POSTGRES_HOST_AUTH_METHOD=trust postgres:18``, which is at
 ``postgresql://postgres@127.0.0.1/postgres``.  Stop this script in its midst and run it again: it goes on.
 """

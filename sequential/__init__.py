@@ -39,11 +39,11 @@ from .errors import (
     UnknownTool,
     UnknownWorkflow,
 )
-from .executor import FlowExecutor, Status
+from .executor import FlowExecutor
 from .hooks import install
 from .observe import Event
 from .requests import again, save, sleep, tool, version, wait
-from .setup import Paused
+from .setup import Paused, Status
 
 __all__ = [
     "AlreadyEnded",

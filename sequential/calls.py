@@ -7,7 +7,7 @@ from typing import Any
 
 from . import hooks
 from .blocking import CannotWait
-from .codec import fingerprint
+from .codec import encode, fingerprint
 from .context import being_called
 from .errors import HookNotConfigured, NotEncodable, SequentialError, UnknownTool, message_of
 from .lease import Lease, running_loop
@@ -201,7 +201,7 @@ class Caller:
         request, record = call.request, call.record
         self._setup.observer.tell("called", record, request.label)
         try:
-            data = self._setup.journal.codec.dumps(call.box.pop())
+            data = encode(self._setup.journal.codec, call.box.pop())
         except Exception as refused:
             whose = f"the result of {request.label} (step {record.step} of execution {record.id!r})"
             raise NotEncodable(whose, message_of(refused)) from refused

@@ -10,6 +10,8 @@ from io import BytesIO
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from .errors import StorageError
+
 if TYPE_CHECKING:
     from json.decoder import JSONDecoder
     from json.encoder import JSONEncoder
@@ -37,6 +39,20 @@ class Codec(Protocol):
     def loads(self, data: bytes, /) -> Any:
         """Return the value that `dumps` was given, or its nearest equal."""
         ...
+
+
+def encode(codec: Codec, value: Any) -> bytes:
+    """Return what a codec makes of a value.
+
+    Raises:
+        TypeError: When it is not bytes.
+        Exception: What the codec raises.
+    """
+    data: object = codec.dumps(value)
+    del value
+    if isinstance(data, bytes):
+        return data
+    raise TypeError(f"{type(codec).__name__}.dumps() returned a {type(data).__name__}, not bytes")
 
 
 class JSONCodec:
@@ -75,16 +91,25 @@ class JSONCodec:
         return written.getvalue()
 
     def loads(self, data: bytes, /) -> Any:
-        """Decode `data`."""
-        text = data.decode()
-        del data
+        """Decode `data`.
+
+        Raises:
+            StorageError: When it is not JSON.
+        """
         decoder = _json()[1]
         try:
-            value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]
-        except StopIteration:
-            value, end = None, -1
-        # What decode() does beside it takes longer, and matters only to errors, or white space around the value.
-        return value if end == len(text) else decoder.decode(text)
+            text = data.decode()
+            del data
+            try:
+                value, end = decoder.scan_once(text, 0)  # type: ignore[attr-defined]
+            except StopIteration:
+                value, end = None, -1
+            # What decode() does beside it takes longer, and matters only to errors, or white space around the value.
+            return value if end == len(text) else decoder.decode(text)
+        except ValueError as error:
+            raise StorageError(
+                f"what is stored is not JSON ({error}): read it with the codec= it was written with"
+            ) from error
 
 
 def fingerprint(value: Any) -> int | None:

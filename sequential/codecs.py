@@ -10,7 +10,7 @@ Ids, names of workflows, tools and signals, and the texts of errors that park an
 from typing import Any, Protocol
 
 from .codec import Codec, JSONCodec
-from .errors import StorageError, describe
+from .errors import StorageError, describe, message_of
 
 _PLAIN, _PACKED = b"\x00", b"\x01"
 
@@ -95,7 +95,7 @@ class Encrypted:
             decrypted = self._box.decrypt(data)
         except Exception as error:
             raise StorageError(
-                f"what is stored cannot be decrypted ({describe(error)}): give the key that it was encrypted with"
+                f"what is stored cannot be decrypted ({message_of(error)}): give the key that it was encrypted with"
             ) from error
         del data
         return self._codec.loads(decrypted)

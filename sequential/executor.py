@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from time import time
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from . import hooks
 from .blocking import blocking
@@ -19,7 +19,7 @@ from .errors import (
 )
 from .invocation import Invocation
 from .observe import Event, Observer
-from .setup import GRACE, Paused, Setup
+from .setup import GRACE, Paused, Setup, Status
 from .storage import (
     CLOSED,
     PARKED,
@@ -44,36 +44,6 @@ LONGEST_WAIT = 3600.0
 
 ATTEMPTS = 10
 """Rings of the sweep without a new step after which an execution is parked: some four hours of backoff."""
-
-
-class Status(NamedTuple):
-    """How an execution stands.  Times are seconds since the epoch.
-
-    Its ``status`` is ``running``, ``sleeping``, ``waiting``; ``failed``, ``diverged`` or ``stuck`` when it is parked
-    until it is resumed; ``finished`` (with ``retain=True``) or ``cancelled``; or ``forking`` while
-    `FlowExecutor.fork` copies.
-    """
-
-    id: str
-    status: str
-    step: int
-    """How many steps are recorded."""
-    busy: bool
-    """Whether an invocation holds the lease at this moment."""
-    workflow: str
-    due: float | None
-    """When the sweep will ring; ``None``: never."""
-    attempts: int
-    """How often the sweep has rung since the last recorded step."""
-    error: str | None
-    waits: str | None
-    """The signal that it waits for."""
-    version: int | None
-    """The executor's ``version=`` when it began."""
-    input: Any
-    """What it was started with, or what ``again`` has given it since; ``None`` on a storage of five methods."""
-    value: Any
-    """The final value when finished; not in a list of several."""
 
 
 _Statuses: TypeAlias = list[Status]
@@ -286,8 +256,7 @@ class FlowExecutor:
                 return
             if record.status in CLOSED:
                 raise AlreadyEnded(id, record.status)
-            cancelled = record._replace(token=record.token + 1, status="cancelled", due=None, lease=0.0, waits=None)
-            cancelled = cancelled._replace(changed=self._setup.clock())
+            cancelled = _cancelled(record, self._setup.clock())
             try:
                 await settle(self._setup.journal.commit(cancelled, record.token))
             except Fenced:
@@ -402,7 +371,7 @@ class FlowExecutor:
             ValueError: When `older_than` is below 0.
         """
         self._needs_journal("purge")
-        if not older_than >= 0:
+        if not isinstance(older_than, (int, float)) or not older_than >= 0:
             raise ValueError(f"older_than= is a number of seconds, not below 0, not {older_than!r}")
         journal, before = self._setup.journal, self._setup.clock() - older_than
         purged, after = list[str](), ""
@@ -411,8 +380,12 @@ class FlowExecutor:
             for record in records:
                 if max(record.changed, record.rings_at or 0.0) > before:
                     continue
-                with suppress(Fenced):  # it has just gone on
-                    await settle(journal.remove(record.id, record))
+                with suppress(Fenced):  # it has just gone on, or is about to
+                    last = record
+                    if record.status not in CLOSED:
+                        last = _cancelled(record, record.changed)
+                        await settle(journal.commit(last, record.token, absent=record.waits))
+                    await settle(journal.remove(last.id, last))
                     purged.append(record.id)
         return purged
 
@@ -513,6 +486,11 @@ class FlowExecutor:
         standing = (record.id, record.status, record.step, busy, record.workflow, due, record.attempts, record.error)
         input = self._setup.journal.codec.loads(record.input) if record.input else None
         return Status(*standing, record.waits, record.version, input, None)
+
+
+def _cancelled(record: Record, now: float) -> Record:
+    ended = record._replace(token=record.token + 1, status="cancelled", due=None, lease=0.0, waits=None)
+    return ended._replace(changed=now)
 
 
 def _positive(limit: int) -> int:

@@ -1,9 +1,10 @@
-"""What an executor was given, and what it gives back when a workflow has not ended."""
+"""What an executor was given, and how it tells that a workflow has not ended, or how an execution stands."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from . import hooks
+from .codec import encode
 from .errors import NotEncodable, message_of
 from .observe import Observer
 from .storage import Journal, Record, settle
@@ -28,7 +29,7 @@ class Setup(NamedTuple):
     def encode(self, value: Any, whose: str) -> bytes:
         """Return `value` as bytes; `whose` it is, is said when the codec refuses it."""
         try:
-            return self.journal.codec.dumps(value)
+            return encode(self.journal.codec, value)
         except Exception as error:
             raise NotEncodable(whose, message_of(error)) from error
 
@@ -60,3 +61,33 @@ class Paused(dict[str, Any]):
     def __init__(self, id: str, step: int, reason: str) -> None:
         super().__init__(paused=id, step=step)
         self.reason = reason
+
+
+class Status(NamedTuple):
+    """How an execution stands.  Times are seconds since the epoch.
+
+    Its ``status`` is ``running``, ``sleeping``, ``waiting``; ``failed``, ``diverged`` or ``stuck`` when it is parked
+    until it is resumed; ``finished`` (with ``retain=True``) or ``cancelled``; or ``forking`` while
+    `FlowExecutor.fork` copies.
+    """
+
+    id: str
+    status: str
+    step: int
+    """How many steps are recorded."""
+    busy: bool
+    """Whether an invocation holds the lease at this moment."""
+    workflow: str
+    due: float | None
+    """When the sweep will ring; ``None``: never."""
+    attempts: int
+    """How often the sweep has rung since the last recorded step."""
+    error: str | None
+    waits: str | None
+    """The signal that it waits for."""
+    version: int | None
+    """The executor's ``version=`` when it began."""
+    input: Any
+    """What it was started with, or what ``again`` has given it since; ``None`` on a storage of five methods."""
+    value: Any
+    """The final value when finished; not in a list of several."""

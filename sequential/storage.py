@@ -11,7 +11,7 @@ from os import urandom
 from time import time
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
-from .codec import Codec, JSONCodec
+from .codec import Codec, JSONCodec, encode
 from .errors import Fenced, InvalidId, NotEncodable, NotSupported
 
 T = TypeVar("T")
@@ -303,6 +303,9 @@ class Journal(ABC):
             Fenced: When `held` is given and the stored record differs from it, or is gone.
         """
 
+    def create_schema(self) -> Any:  # noqa: B027 - to be overridden by those who have tables
+        """Make the tables unless they are there; may be ``async``, and does nothing where none are needed."""
+
     def close(self) -> Any:  # noqa: B027 - to be overridden by those who hold something
         """Release what it holds, files or connections; may be ``async``, and does nothing by default."""
 
@@ -332,7 +335,7 @@ class Journal(ABC):
 
     def set_result(self, id: str, step: int, data: Any, /) -> Any:
         """Keep the result of a step."""
-        result = Result(step, data=self.codec.dumps(data))
+        result = Result(step, data=encode(self.codec, data))
         return self._write(id, lambda record: self.commit(record, record.token - 1, result))
 
     def _write(self, id: str, write: Callable[[Record], Maybe[None]]) -> Maybe[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import math
 import pickle
 from collections.abc import Callable, Generator
@@ -31,6 +32,7 @@ from sequential import (
     tool,
     version,
 )
+from sequential.codec import JSONCodec
 from sequential.setup import GRACE
 from sequential.storage import Record, Result, journal_for
 from sequential.stores.memory import MemoryStorage
@@ -1163,3 +1165,22 @@ def test_an_endless_lease_is_no_trouble() -> None:
 def test_a_hook_that_cannot_be_called_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match=f"{next(iter(options))}= must be a function, got"):
         FlowExecutor(MemoryStorage(), **options)
+
+
+def test_a_codec_that_returns_no_bytes() -> None:
+    class Text(JSONCodec):
+        def dumps(self, value: Any) -> Any:
+            return json.dumps(value)
+
+    storage = MemoryStorage(codec=Text())
+    with pytest.raises(
+        NotEncodable, match=r"the input of execution 'x' cannot be stored: Text.dumps\(\) returned a str"
+    ):
+        FlowExecutor(storage, call=echo).execute_sync(one_tool, "x")
+    with pytest.raises(TypeError, match="returned a str, not bytes"):
+        storage.set_result("x", 0, {})
+    assert storage.read("x") is None
+
+
+def one_tool() -> Generator[Any, Any, Any]:
+    return (yield tool("a", "b"))

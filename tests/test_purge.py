@@ -93,25 +93,42 @@ def test_many_go_page_by_page() -> None:
     assert flow.list_sync() == []
 
 
-def test_what_goes_on_meanwhile_stays() -> None:
+@pytest.mark.parametrize("meanwhile", ["signalled", "resumed"])
+def test_what_goes_on_meanwhile_stays(meanwhile: str) -> None:
     clock = FakeClock()
 
     class Busy(MemoryStorage):
-        def remove(self, id: str, held: Record | None = None) -> None:
-            if held is not None:
-                self.commit(held._replace(token=held.token + 1), held.token)
-            super().remove(id, held)
+        def find(self, *arguments: Any, **options: Any) -> list[Record]:
+            found = super().find(*arguments, **options)
+            other = FlowExecutor(self.other, call=echo, clock=clock, workflows=[waits, ends])
+            for record in found:
+                assert (
+                    other.signal_sync(record.id, "never") if meanwhile == "signalled" else other.resume_sync(record.id)
+                )
+            return found
+
+        @property
+        def other(self) -> MemoryStorage:
+            other = MemoryStorage()
+            other._records, other._results, other._signals = self._records, self._results, self._signals
+            return other
 
     flow = FlowExecutor(Busy(), call=echo, clock=clock)
-    flow.start_sync(ends, None, "one")
+    if meanwhile == "signalled":
+        flow.execute_sync(waits, "one")
+    else:
+        flow.start_sync(ends, None, "one")
     clock.advance(DAY)
     assert flow.purge_sync(1) == []
-    assert [status.id for status in flow.list_sync()] == ["one"]
+    status = flow.status_sync("one")
+    assert status is not None
+    assert status.status == ("waiting" if meanwhile == "signalled" else "running")
 
 
 def test_an_age_that_is_none() -> None:
     flow = FlowExecutor(MemoryStorage())
-    for age in (-1, float("nan")):
+    wrong: list[Any] = [-1, float("nan"), "30d", None]
+    for age in wrong:
         with pytest.raises(ValueError, match="older_than= is a number of seconds, not below 0"):
             flow.purge_sync(age)
 

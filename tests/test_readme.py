@@ -11,7 +11,6 @@ import socket
 import textwrap
 import threading
 import wsgiref.simple_server
-from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -28,7 +27,7 @@ COMMANDS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture
-def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres_database: str) -> Iterator[dict[str, Any]]:
+def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres_database: str) -> dict[str, Any]:
     """All snippets, run one after the other in an empty directory, as a reader would."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", postgres_database)
@@ -41,8 +40,7 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres_database
             exec(compile(snippet.replace("8000", str(port)), "README.md", "exec"), names)
         promised = re.findall(r"^print\(.*\) +# (.*)$", snippet, re.MULTILINE)
         assert printed.getvalue().splitlines() == promised
-    yield names
-    names["storage"].close()
+    return names
 
 
 def test_every_snippet_prints_what_it_says(namespace: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ def open(url: str, **options: Any) -> Journal:
         NotInstalled: When the store's driver is missing; the text says how to install it.
         StorageError: When the URL's scheme is none of these.
     """
-    scheme, separator, _ = url.partition("://")
+    scheme, separator, _ = str(url).partition("://")
     if not separator or scheme not in _SCHEMES:
         raise StorageError(f"there is no store for {url!r}: a URL begins with {', '.join(f'{s}://' for s in _SCHEMES)}")
     module, name = _SCHEMES[scheme]

@@ -17,7 +17,7 @@ from math import inf
 from pathlib import Path
 from sys import modules
 from time import monotonic, sleep, time
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, get_args
 
 from ..errors import StorageError
 from ..lease import running_loop
@@ -27,11 +27,10 @@ from .clients import extra, split
 with extra("objects"):
     import obstore
     from obstore import exceptions
-    from obstore.store import LocalStore
+    from obstore.store import LocalStore, ObjectStore
 
 if TYPE_CHECKING:
     from obstore import PutMode
-    from obstore.store import ObjectStore
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -108,6 +107,10 @@ class Recent(Generic[T]):
         return before
 
 
+class Damaged(StorageError):
+    """The object ``record`` of an execution is not what was written."""
+
+
 class Conflict(Exception):
     """The object is not the one that was to be replaced."""
 
@@ -129,6 +132,8 @@ class Bucket:
     """
 
     def __init__(self, store: ObjectStore, prefix: str) -> None:
+        if not isinstance(store, get_args(ObjectStore)):
+            raise TypeError(f"a store is one of obstore's, like obstore.store.S3Store(...), not {store!r:.100}")
         *parts, last = prefix.split("/")
         if last or not all(map(is_name, parts)):
             raise ValueError(
@@ -156,7 +161,7 @@ class Bucket:
             StorageError: When they are not, or nothing can be written.
         """
         path = f"{self.prefix}.check-{nonce()}"
-        with _explained():
+        with explained():
             first = _mode(obstore.put(self._store, path, b"1", mode="create"))
             try:
                 self._refuses(path, "create")
@@ -191,7 +196,7 @@ class Bucket:
         magic, *nonces = head.decode(errors="replace").split(" ")
         if magic != _MAGIC:
             path = self._path(id)
-            raise StorageError(f"object store: {path!r} is damaged, or of a later release: restore it, or upgrade")
+            raise Damaged(f"object store: {path!r} is damaged, or of a later release: restore it, or upgrade")
         return Found(body, nonces, _mode(answer.meta), answer.meta["last_modified"].timestamp())
 
     async def swap(self, id: str, data: bytes, found: Found | None) -> Found:
@@ -232,7 +237,7 @@ class Bucket:
     async def keep(self, id: str, kept: Kept, data: bytes) -> None:
         """Write a large value, in as many objects as it takes."""
         for path, part in zip(self._parts(id, kept), split(data, PART_SIZE), strict=True):
-            with _explained(), self._locked():
+            with explained(), self._locked():
                 await self._ask(obstore.put, path, part)
 
     async def load(self, id: str, kept: Kept) -> bytes:
@@ -269,7 +274,7 @@ class Bucket:
         """
         folder = self._path(id, "")
         mine = tuple(f"{folder}{name}/" for name in dead)
-        with _explained():
+        with explained():
             found = obstore.list(self._store, folder)
             listed = await _wait_for(found.collect_async()) if self.is_async() else found.collect()
         old = time() - _LEFT_OVER
@@ -281,7 +286,7 @@ class Bucket:
 
     async def folders(self) -> list[str]:
         """Return the names of all folders under the prefix, in order."""
-        with _explained():
+        with explained():
             listed = await self._ask(obstore.list_with_delimiter, self.prefix or None)
         return sorted(path.rpartition("/")[2] for path in listed["common_prefixes"])
 
@@ -318,22 +323,25 @@ class Bucket:
         if not self.is_local:
             yield
             return
-        with _explained():
+        with explained():
             file = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             self._fcntl.flock(file, self._fcntl.LOCK_EX)
             yield
         finally:
+            self._fcntl.flock(
+                file, self._fcntl.LOCK_UN
+            )  # closing would leave it locked by whoever was forked meanwhile
             os.close(file)
 
     async def _get(self, path: str) -> tuple[obstore.GetResult, bytes]:
         answer = await self._ask(obstore.get, path)
-        with _explained(FileNotFoundError):
+        with explained(FileNotFoundError):
             data = await _wait_for(answer.bytes_async()) if self.is_async() else answer.bytes()
         return answer, data.to_bytes()
 
     async def _ask(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        with _explained(FileNotFoundError, exceptions.AlreadyExistsError, exceptions.PreconditionError):
+        with explained(FileNotFoundError, exceptions.AlreadyExistsError, exceptions.PreconditionError):
             if self.is_async():
                 return await _wait_for(
                     getattr(obstore, f"{function.__name__}_async")(self._store, *arguments, **options)
@@ -370,7 +378,7 @@ def _mode(answer: Any) -> PutMode:
 
 
 @contextmanager
-def _explained(*known: type[Exception]) -> Iterator[None]:
+def explained(*known: type[Exception]) -> Iterator[None]:
     """Explain what an object store raises in the body, but for the errors that the caller knows how to deal with."""
     try:
         yield

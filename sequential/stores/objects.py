@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from ..codec import Codec
 from ..errors import Fenced, StorageError
 from ..storage import CLOSED, Record, Result, settle
-from .bucket import Bucket, Conflict, Found, Kept, Recent, check_missing, nonce
+from .bucket import Bucket, Conflict, Damaged, Found, Kept, Recent, check_missing, explained, nonce
 from .clients import ClientJournal, extra, plain_or_async
 
 with extra("objects"):
@@ -134,8 +134,14 @@ class ObjectStorage(ClientJournal):
             options: Of `obstore.store.from_url`, instead of the environment: ``endpoint="..."``, ``region="..."``.
         """
         if url.startswith("file:"):
+            if not url.removeprefix("file://").startswith("/") or not url.removeprefix("file://").strip("/"):
+                raise StorageError(f"object store: {url!r} names no folder: write file:///path/of/folder")
             options = {"mkdir": True, "automatic_cleanup": True, **options}
-        return cls(from_url(url, **options), prefix=prefix, check=check, codec=codec)
+        elif not url.partition("://")[2]:
+            raise StorageError(f"object store: {url!r} names no bucket: write {url}bucket/path")
+        with explained():
+            store = from_url(url, **options)
+        return cls(store, prefix=prefix, check=check, codec=codec)
 
     def is_async(self) -> bool:
         """Whether methods are to be awaited: where an event loop runs, unless the store is a folder."""
@@ -234,7 +240,10 @@ class ObjectStorage(ClientJournal):
         """List what the sweep should ring, and finish the removals that others have left half done."""
 
         async def look(id: str) -> Record | None:
-            state = await self._fetch(id)
+            try:
+                state = await self._fetch(id)
+            except Damaged:  # nobody can go on with it, and it is not to be in the way of others
+                return None
             if _is_abandoned(state):
                 await settle(self.remove(id))
             at = state.record.rings_at if state.record else None
@@ -481,7 +490,12 @@ def _encode(state: _State) -> bytes:
 
 
 def _decode(found: Found | None) -> _State:
-    return _State() if found is None else _decode_body(found.data)._replace(found=found)
+    if found is None:
+        return _State()
+    try:
+        return _decode_body(found.data)._replace(found=found)
+    except (ValueError, TypeError, LookupError) as error:
+        raise Damaged(f"object store: a record is damaged ({error}): restore it, or delete its object") from error
 
 
 def _decode_body(data: bytes) -> _State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..blocking import is_async
@@ -68,7 +69,12 @@ class Offload(ClientJournal):
     @plain_or_async
     async def close(self) -> None:
         """Close the other Journal."""
-        await settle(getattr(self._inner, "close", lambda: None)())
+        await settle(self._inner.close())
+
+    @plain_or_async
+    async def create_schema(self) -> None:
+        """Make the tables of the other Journal."""
+        await settle(self._inner.create_schema())
 
     @plain_or_async
     async def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
@@ -258,5 +264,8 @@ class Offload(ClientJournal):
 def _parse(data: bytes) -> Kept | None:
     if not data.startswith(_REFERENCE):
         return None
-    reference = json.loads(data)
-    return Kept(reference["__offloaded"], reference["size"])
+    with suppress(ValueError):
+        match json.loads(data):
+            case {"__offloaded": str(name), "size": int(size), **rest} if not rest:
+                return Kept(name, size)
+    return None  # a value from before, when there was no Offload

@@ -30,6 +30,9 @@ Row: TypeAlias = tuple[Any, ...]
 LOCK = 0x73657175
 """The advisory lock that is held while tables are made: one number for all who make them."""
 
+LONGEST_PREFIX = 50
+"""PostgreSQL cuts names off at 63 bytes, without an error."""
+
 PART = 1 << 22
 """Bytes of a result that go in and out at once: a larger one is never in memory a second time."""
 
@@ -41,6 +44,7 @@ _IN_THE_WAY = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetec
 _REMEDIES: tuple[tuple[type[psycopg.Error] | tuple[type[psycopg.Error], ...], str], ...] = (
     (psycopg.errors.UndefinedTable, "its tables are not there: call create_schema() once"),
     (psycopg.errors.UndefinedColumn, "its tables are not those of this release: call create_schema() once"),
+    (psycopg.errors.InvalidSqlStatementName, "behind a pooler of transactions, connect with prepare_threshold=None"),
     (psycopg.errors.InsufficientPrivilege, "grant this user what is missing"),
     (psycopg.errors.ReadOnlySqlTransaction, "it takes no writes: connect to the primary"),
     (psycopg.errors.QueryCanceled, "raise statement_timeout, or find out what holds its tables locked"),
@@ -76,8 +80,16 @@ class PostgresStorage(ClientJournal):
 
     def __init__(self, client: Client, *, prefix: str = "sequential_", codec: Codec | None = None) -> None:
         super().__init__(codec)
-        if not (prefix.isidentifier() and prefix.isascii() and prefix.islower()):
-            raise ValueError(f"prefix= begins the names of tables, in lower-case letters, digits and _: not {prefix!r}")
+        if not hasattr(client, "getconn") and not hasattr(client, "transaction"):
+            raise TypeError(
+                f"client= is a connection or a pool of psycopg, not {client!r:.100}: "
+                f"from a URL, a storage is made by PostgresStorage.from_url(url)"
+            )
+        if not (prefix.isidentifier() and prefix.isascii() and prefix.islower() and len(prefix) <= LONGEST_PREFIX):
+            raise ValueError(
+                f"prefix= begins the names of tables, with up to {LONGEST_PREFIX} lower-case letters, digits and _: "
+                f"not {prefix!r}"
+            )
         self._client = cast("Any", client)
         self._pooled = hasattr(self._client, "getconn")
         self._is_async = is_async(self._client.getconn if self._pooled else self._client.execute)
@@ -92,9 +104,17 @@ class PostgresStorage(ClientJournal):
             url: What PostgreSQL's own library understands, ``postgresql://user:password@host/database``.
             pool: Options of psycopg's pool.
             options: As for the class.
+
+        Raises:
+            StorageError: When no connection can be made.
         """
         with extra("postgres"):
             from psycopg_pool import ConnectionPool  # noqa: PLC0415 - only those need it who bring no client
+        try:
+            # A pool keeps trying in threads of its own, and tells only its log why it does not succeed.
+            psycopg.connect(url, autocommit=True).close()
+        except psycopg.Error as error:
+            raise _explain(error) from error
         settings = {"min_size": 1, "kwargs": {"autocommit": True}, "open": True, **(pool or {})}
         return cls(ConnectionPool(url, **settings), **options)
 
@@ -232,7 +252,9 @@ class PostgresStorage(ClientJournal):
     async def remove(self, id: str, held: Record | None = None) -> None:
         """Remove an execution."""
         if held is None:
-            await self._execute(self._sql.remove, (id,))
+            for key in await self._rows(self._sql.remove, (id,)):
+                # What a writer has written whom the first statement had to wait for, only another one sees.
+                await self._execute(self._sql.remove_rest, key * 2)
         else:
             await self._change(held, held.token, self._sql.remove_held, (id, held.run, held.token))
 
@@ -280,6 +302,7 @@ class PostgresStorage(ClientJournal):
                     _check_connection(connection)
                     cursor = self._cursor(connection, row_factory=tuple_row)
                     await settle(cursor.execute(sql, values, binary=binary))
+                    _check_transaction(connection)  # one of yours may have begun while this waited for its turn
                 finally:
                     if self._pooled:
                         await settle(self._client.putconn(connection))
@@ -301,6 +324,14 @@ def _check_connection(connection: Any) -> None:
             "PostgreSQL: the connection would wait for a commit of yours: connect with autocommit=True, a pool with "
             'kwargs={"autocommit": True}'
         )
+    if connection.pgconn.pipeline_status:
+        raise StorageError("PostgreSQL: the connection is in pipeline mode, and answers late: give the storage its own")
+    if connection.pgconn.parameter_status(b"client_encoding") != b"UTF8":
+        raise StorageError("PostgreSQL: the connection is not in UTF-8: connect with client_encoding='utf-8'")
+    _check_transaction(connection)
+
+
+def _check_transaction(connection: Any) -> None:
     if connection.pgconn.transaction_status in _YOURS:
         raise StorageError("PostgreSQL: the connection is within a transaction of yours: give the storage its own")
 

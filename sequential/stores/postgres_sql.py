@@ -141,7 +141,10 @@ INSERT INTO {p}schema SELECT {SCHEMA} WHERE NOT EXISTS (SELECT FROM {p}schema);
                 WITH gone AS (DELETE FROM {p}executions {which} RETURNING key),
                     results AS (DELETE FROM {p}results AS r USING gone WHERE r.key = gone.key),
                     signals AS (DELETE FROM {p}signals AS s USING gone WHERE s.key = gone.key)
-                SELECT FROM gone
+                SELECT {found} FROM gone
             """
-            for which in ("WHERE id = %s", held)
+            for which, found in (("WHERE id = %s", "key"), (held, ""))
         )
+        self.remove_rest = f"""
+            WITH signals AS (DELETE FROM {p}signals WHERE key = %s) DELETE FROM {p}results WHERE key = %s
+        """

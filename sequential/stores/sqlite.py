@@ -159,7 +159,10 @@ class SQLiteStorage(Journal):
     @classmethod
     def from_url(cls, url: str, **options: Any) -> SQLiteStorage:
         """Return the storage for ``sqlite:///relative`` or ``sqlite:////absolute``, with the class's options."""
-        return cls(url.removeprefix("sqlite:///"), **options)
+        path = url.removeprefix("sqlite:///")
+        if path in {"", url}:
+            raise StorageError(f"{url!r} names no file: write sqlite:///relative/path or sqlite:////absolute/path")
+        return cls(path, **options)
 
     def __del__(self) -> None:
         if self._connection is not None:

@@ -80,6 +80,10 @@ class JournalAround(Journal):
         """Hand on."""
         await self.around("remove", self.inner.remove, id, held)
 
+    def create_schema(self) -> Any:
+        """Hand on."""
+        return self.inner.create_schema()
+
     def close(self) -> Any:
         """Hand on."""
         return self.inner.close()

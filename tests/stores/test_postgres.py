@@ -351,12 +351,87 @@ class TestTrouble:
         assert [step["result"] for step in flow.history_sync("one")] == [0, 1, None]
 
     def test_no_server(self) -> None:
-        storage: Any = stores.open("postgresql://nobody@127.0.0.1:1/none?connect_timeout=1", pool={"timeout": 0.1})
-        with (
-            closing(storage),
-            pytest.raises(StorageError, match=r"PostgreSQL: couldn't get a connection .*: check that"),
-        ):
+        with pytest.raises(StorageError, match=r"PostgreSQL: .*Connection refused.*: check that it runs"):
+            stores.open("postgresql://nobody@127.0.0.1:1/none")
+
+    def test_no_database(self, postgres_server: PostgresServer) -> None:
+        with pytest.raises(StorageError, match=r'PostgreSQL: .*database "none" does not exist'):
+            stores.open(postgres_server.url.rpartition("/")[0] + "/none")
+
+    def test_a_transaction_that_is_there_when_the_storage_has_its_turn(
+        self, postgres_server: PostgresServer, storage: Any
+    ) -> None:
+        """What would be undone with it is no commit."""
+        import psycopg
+
+        record, connection = held(storage), storage._client
+        begun, entered, done = threading.Event(), threading.Event(), threading.Event()
+
+        class Entering(psycopg.Cursor[Any]):
+            def execute(self, *arguments: Any, **options: Any) -> Any:
+                entered.set()
+                return super().execute(*arguments, **options)
+
+        def use() -> None:
+            with connection.transaction(force_rollback=True):
+                begun.set()
+                connection.execute("SELECT pg_advisory_lock(7)")
+                done.wait(20)
+
+        with psycopg.connect(postgres_server.url, autocommit=True) as other:
+            other.execute("SELECT pg_advisory_lock(7)")
+            user = threading.Thread(target=use)
+            user.start()
+            begun.wait(20)
+            while connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
+                pass
+            storage._cursor = Entering
+            release = threading.Thread(
+                target=lambda: entered.wait(20) and other.execute("SELECT pg_advisory_unlock(7)")
+            )
+            release.start()
+            with pytest.raises(StorageError, match="within a transaction of yours: give the storage its own"):
+                storage.commit(record._replace(token=2, step=1), 1, Result(0))
+            done.set()
+            user.join()
+            release.join()
+        assert storage.read("one") == record
+
+    def test_connections_that_answer_late_or_in_another_encoding(self, storage: Any) -> None:
+        record = held(storage)
+        with storage._client.pipeline(), pytest.raises(StorageError, match="in pipeline mode, and answers late"):
+            storage.commit(record._replace(token=9), 7)
+        storage._client.execute("SET client_encoding = 'LATIN1'")
+        with pytest.raises(StorageError, match="not in UTF-8: connect with client_encoding='utf-8'"):
             storage.read("one")
+        storage._client.execute("SET client_encoding = 'UTF8'")
+        assert storage.read("one") == record
+
+    def test_prepared_statements_that_a_pooler_forgets(self, storage: Any) -> None:
+        for _ in range(8):
+            storage.read("one")
+        storage._client.pgconn.exec_(b"DEALLOCATE ALL")
+        with pytest.raises(StorageError, match="behind a pooler of transactions, connect with prepare_threshold=None"):
+            storage.read("one")
+
+    def test_what_is_deleted_while_it_is_written_leaves_nothing(
+        self, postgres_server: PostgresServer, storage: Any
+    ) -> None:
+        import psycopg
+
+        record, prefix = held(storage), prefix_of(storage)
+        with psycopg.connect(postgres_server.url) as writer:
+            values = (2, 1, None, NOW + 60, NOW, "one", record.run, 1, 0, "asked", 1, b"1", NOW, NOW, None)
+            writer.execute(storage._sql.step.encode(), values)
+            remover = threading.Thread(target=storage.remove, args=("one",))
+            remover.start()
+            locked = f"SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%{prefix}%'"
+            with psycopg.connect(postgres_server.url, autocommit=True) as watcher:
+                while watcher.execute(locked.encode()).fetchone() == (0,):
+                    pass
+        remover.join()
+        for table in ("executions", "results"):
+            assert storage._client.execute(f"SELECT count(*) FROM {prefix}{table}").fetchone() == (0,)
 
     def test_a_pool_that_is_exhausted(self, postgres_server: PostgresServer, storage: Any) -> None:
         from psycopg_pool import ConnectionPool
@@ -436,7 +511,14 @@ class TestUse:
             storage.claim(Record("one", "run", lease=1.0), NOW, True)
         assert storage.read("one") is None
 
-    @pytest.mark.parametrize("prefix", ["", "Upper_", "a b", "x;", "a.b", "1_"])
+    @pytest.mark.parametrize("client", ["postgresql://host/database", None])
+    def test_clients_that_are_none(self, client: Any) -> None:
+        from sequential.stores.postgres import PostgresStorage
+
+        with pytest.raises(TypeError, match=r"client= is a connection or a pool of psycopg, not .*from_url\(url\)"):
+            PostgresStorage(client)
+
+    @pytest.mark.parametrize("prefix", ["", "Upper_", "a b", "x;", "a.b", "1_", "x" * 51])
     def test_prefixes_that_are_no_names(self, storage: Any, prefix: str) -> None:
         from sequential.stores.postgres import PostgresStorage
 
@@ -485,7 +567,9 @@ class TestUse:
         with psycopg.connect(postgres_server.url, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'".encode())
             try:
-                with psycopg.connect(postgres_server.url, dbname=name, autocommit=True) as latin:
+                with psycopg.connect(
+                    postgres_server.url, dbname=name, autocommit=True, client_encoding="utf-8"
+                ) as latin:
                     storage: Any = PostgresStorage(latin)
                     with pytest.raises(StorageError, match="encoding is LATIN1: create one with ENCODING 'UTF8'"):
                         storage.create_schema()
