@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +50,33 @@ class DynamoServer(Server):
 def serve(port: int) -> None:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, run_simple
-
-    class Handler(WSGIRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # head and body are sent apart: without this each answer waits for an ACK
+    from werkzeug.test import run_wsgi_app
 
     lock = threading.Lock()
     simulator: Any = DomainDispatcherApplication(create_backend_app)
 
-    def one_at_a_time(environ: Any, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        with lock:  # moto checks, then writes
-            return [b"".join(simulator(environ, start_response))]
+    class Handler(WSGIRequestHandler):
+        """Keeps connections, each of which werkzeug would close: connecting again takes nearly as long as an answer."""
 
-    run_simple("127.0.0.1", port, one_at_a_time, threaded=True, request_handler=Handler)
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # a large answer is sent in pieces: without this the last one waits for an ACK
+        wbufsize = -1  # head and body go together
+
+        def run_wsgi(self) -> None:
+            environ = self.make_environ()
+            environ["wsgi.input"] = BytesIO(self.rfile.read(int(environ.get("CONTENT_LENGTH", 0))))
+            with lock:  # moto checks, then writes
+                parts, status, headers = run_wsgi_app(simulator, environ)
+                body = b"".join(parts)
+            code, _, reason = status.partition(" ")
+            self.send_response(int(code), reason)
+            headers["Content-Length"] = str(len(body))
+            for name, value in headers:
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+    run_simple("127.0.0.1", port, simulator, threaded=True, request_handler=Handler)
 
 
 if __name__ == "__main__":
