@@ -9,11 +9,16 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sequential import FlowExecutor, stores
+from tests.servers.seaweed import SeaweedServer
+from tests.servers.valkey import ValkeyServer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RESULT = "digest-123: {'user': 'Ada', 'posts': 3, 'published': 1}"
@@ -60,6 +65,8 @@ def test_every_example_is_tested_here() -> None:
         "quickstart.py",
         "script.py",
         "store_postgres.py",
+        "store_redis.py",
+        "store_s3.py",
     }
 
 
@@ -316,12 +323,51 @@ def test_own_postgres_storage(tmp_path: Path, postgres_database: str) -> None:
         ]
 
 
-@pytest.mark.parametrize("name", ["store_postgres.py", "own_postgres_storage.py"])
-@pytest.mark.parametrize("addresses", [[], ["postgresql://nobody@127.0.0.1:1/none"]])
-def test_an_example_without_its_server_says_how_to_start_one(tmp_path: Path, name: str, addresses: list[str]) -> None:
-    command = [sys.executable, str(EXAMPLES / name), *addresses]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
-    assert f"python examples/{name} postgresql://" in done.stderr
-    assert "docker run --rm" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_store_redis(tmp_path: Path, valkey_server: ValkeyServer) -> None:
+    keys = " ".join(f"crawl:{{site-1}}{suffix}" for suffix in ["", *(f":{step}" for step in range(7))])
+    ends = [f"21 links; the keys are {keys}", "the record expires in 7 days"]
+    try:
+        assert run(tmp_path, "store_redis.py", valkey_server.url) == [
+            *(f"page {number}" for number in (0, 1, 2, 3)),
+            "a worker was killed",
+            *(f"page {number}" for number in (3, 4, 5)),
+            *ends,
+        ]
+        assert run(tmp_path, "store_redis.py", valkey_server.url) == [*ends, "a worker has ended", *ends]
+    finally:
+        with closing(stores.open(valkey_server.url, prefix="crawl:")) as storage:
+            FlowExecutor(storage).delete_sync("site-1")
+
+
+def test_store_s3(tmp_path: Path, seaweed_server: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in seaweed_server.settings.items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        assert run(tmp_path, "store_s3.py", f"s3://{seaweed_server.options['bucket']}/{tmp_path.name}") == [
+            "{'characters': 6000000}",
+            "6 objects, 12 MB",
+            "after delete: 0 objects",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("store_postgres.py", "postgresql://nobody@127.0.0.1:1/none"),
+        ("own_postgres_storage.py", "postgresql://nobody@127.0.0.1:1/none"),
+        ("store_redis.py", "redis://127.0.0.1:1/0"),
+        ("store_s3.py", "s3://bucket/prefix"),
+    ],
+)
+def test_an_example_without_its_server_says_how_to_start_one(
+    tmp_path: Path, name: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT", "https://127.0.0.1:1")
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    for addresses in ([], [url]):
+        command = [sys.executable, str(EXAMPLES / name), *addresses]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert f"python examples/{name} {url.partition('//')[0]}//" in done.stderr
+        assert "docker run --rm" in done.stderr
+        assert "Traceback" not in done.stderr

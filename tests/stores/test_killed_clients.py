@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +14,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from sequential import FlowExecutor, stores
-from sequential.storage import settle
-from tests.stores.test_postgres import new_prefix
 from tests.worker import workflow
 
 STEPS = 200
@@ -29,18 +24,27 @@ class Place(NamedTuple):
     """Where a store is."""
 
     url: str
-    environment: dict[str, str]
+    settings: dict[str, str]
 
 
-@pytest.fixture(params=["postgres"])
-def place(request: pytest.FixtureRequest) -> Place:
-    server = request.getfixturevalue(f"{request.param}_server")
-    return {"postgres": lambda: Place(server.database(), {})}[request.param]()
+PLACES: dict[str, Callable[[Any], Place]] = {
+    "postgres": lambda server: Place(server.database(), {}),
+    "valkey": lambda server: Place(server.url, {}),
+    "seaweed": lambda server: Place(f"s3://{server.options['bucket']}/killed-clients/", server.settings),
+    "dynamodb": lambda server: Place(f"dynamodb://us-east-1/killed-clients?endpoint={server.url}", server.settings),
+    "firestore": lambda server: Place("firestore://killed-clients", {"FIRESTORE_EMULATOR_HOST": server.url}),
+}
 
 
-def test_sigkill_from_outside_again_and_again(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in place.environment.items():
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+    found = PLACES[request.param](request.getfixturevalue(f"{request.param}_server"))
+    for name, value in found.settings.items():
         monkeypatch.setenv(name, value)
+    return found
+
+
+def test_sigkill_from_outside_again_and_again(place: Place, tmp_path: Path) -> None:
     log = tmp_path / "calls.log"
     options = ["--until-done", "--budget", "1e9", "--lease", str(LEASE)]
     command = [sys.executable, "-m", "tests.worker", place.url, str(log), "one", *options]
@@ -50,6 +54,7 @@ def test_sigkill_from_outside_again_and_again(place: Place, tmp_path: Path, monk
         if hasattr(storage, "create_schema"):
             storage.create_schema()
         flow = FlowExecutor(storage, workflows=[workflow], retain=True)
+        flow.delete_sync("one")
         flow.start_sync(workflow, {"steps": STEPS}, "one")
         for _ in range(40):
             worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -66,6 +71,7 @@ def test_sigkill_from_outside_again_and_again(place: Place, tmp_path: Path, monk
         assert status is not None
         assert (status.status, status.value) == ("finished", {"total": sum(number**2 for number in range(STEPS))})
         history = flow.history_sync("one")
+        flow.delete_sync("one")
     assert [step["step"] for step in history] == list(range(status.step))
     calls = Counter(int(line.split()[0]) for line in log.read_text().splitlines())
     assert sorted(calls) == [step["step"] for step in history if step["asked"] != "save"]

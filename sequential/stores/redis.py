@@ -1,0 +1,390 @@
+"""Executions in Redis or Valkey: every method is one script, and so atomic.
+
+The index by time may be too early for a record, never too late, so that a commit that renews a lease leaves it alone;
+whoever lists puts right what it finds too early.
+
+In a cluster all keys of an execution are in one slot, and the index of all executions is in another; no script writes
+both.  There the index holds entries that are written once, under a fresh name, before the record that names them:
+
+* A record names an entry whose time is not after its own.  A script that would make this untrue does nothing and says
+  so; its caller offers a new entry to the index, and the script, called again, names it in the record.
+* So an entry may be too early, never too late; and a crash leaves at most an entry that no record names.
+* Whoever lists reads the records.  An entry that its record does not name is removed, but not before its name is void
+  for this record, in the one script that has seen it: whoever was about to name it, in a claim or a signal say, is told
+  to offer another.  An entry that is too early is replaced by an offer, and its name void, too.
+
+A name stays void for an hour: only a process that stops for so long between its two requests could leave an execution
+without an entry.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from hashlib import sha1
+from io import BytesIO
+from math import inf
+from os import urandom
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..blocking import is_async
+from ..codec import Codec
+from ..errors import Fenced, StorageError
+from ..storage import Record, Result, settle
+from . import redis_lua as lua
+from .clients import ClientJournal, extra, plain_or_async, split
+
+if TYPE_CHECKING:
+    import redis
+    import redis.asyncio
+
+Client: TypeAlias = "redis.Redis | redis.asyncio.Redis | redis.RedisCluster | redis.asyncio.RedisCluster"
+
+_PART_SIZE = 1 << 22
+"""Bytes of a result or an input that go in and out at once: a larger one is never in memory a second time."""
+
+_INPUT = -1
+"""The step of an input that is in parts."""
+
+_READERS: tuple[Callable[[str], Any], ...] = (
+    *(int, int, int, int, str, float, float, int, json.loads, float, str, float),
+)
+
+_REMEDIES = (
+    (("OutOfMemoryError", "OOM "), "raise its maxmemory, with maxmemory-policy noeviction"),
+    (("ReadOnlyError", "READONLY "), "it takes no writes: connect to the primary"),
+    (("CrossSlot", "CROSSSLOT ", "MovedError", "MOVED "), "it is part of a cluster: give a RedisCluster client"),
+    (("NoPermissionError", "NOPERM "), "allow this user the keys of the prefix, scripts, and the commands in them"),
+    (("MISCONF ",), "it cannot write to its disk: look into its log"),
+    (("NOREPLICAS ",), "it has fewer replicas than its min-replicas-to-write asks for"),
+    (("AuthenticationError", "NOAUTH ", "WRONGPASS "), "give the client its username= and password="),
+    (("MaxConnectionsError",), "give the client more connections, or call fewer at once"),
+    (("WRONGTYPE ",), "another program has keys like these: give a prefix= of your own"),
+    (("TTL exhausted", "TRYAGAIN "), "it moves this execution to another node: try again, nothing was recorded"),
+    (("TimeoutError",), "check that it runs and can be reached, or give the client a longer socket_timeout="),
+    (("ConnectionError", "ClusterDownError", "RedisClusterException"), "check that it runs and can be reached"),
+    (("RedisError", "ValkeyError"), "nothing was recorded"),
+)
+"""What to do, by words in what was raised: the classes of redis-py and valkey-py, what a server says in a script."""
+
+_text = json.JSONEncoder(ensure_ascii=False).encode
+
+
+class RedisStorage(ClientJournal):
+    """A Journal in Redis 6.2 or later, or in Valkey.
+
+    Execution ``order-1`` is the hash ``exec:{order-1}``; its results are ``exec:{order-1}:0`` and so on, a line that
+    tells what was asked and then the data.  What the server acknowledges and loses nevertheless is lost: let it write
+    to its disk (``appendonly yes``, ``appendfsync always``) and evict nothing (``maxmemory-policy noeviction``).
+
+    Args:
+        client: A client of redis-py, plain or ``async``, of a server or of a cluster; one of valkey-py's will do.
+        prefix: What the names of keys begin with.
+        ttl: Seconds after which an execution expires to which nothing has happened and that is not to go on; left out,
+            never.  All storages of one prefix must have the same.
+        codec: How values become bytes; strict JSON when left out.
+
+    Raises:
+        StorageError: From every method, with what the server said, and the remedy.
+        TypeError: When `client` is none.
+        ValueError: When it decodes what it reads, `prefix` is empty or has braces, or `ttl` is not above 0.
+    """
+
+    def __init__(
+        self, client: Client, *, prefix: str = "exec:", ttl: float | None = None, codec: Codec | None = None
+    ) -> None:
+        super().__init__(codec)
+        self._client: Any = client
+        if not hasattr(self._client, "get_encoder") or isinstance(client, type):
+            raise TypeError(
+                f"client= is a client of redis-py, like redis.Redis(), and {client!r} is none: "
+                f"from a URL, a storage is made by RedisStorage.from_url(url)"
+            )
+        if self._client.get_encoder().decode_responses:
+            raise ValueError("client= decodes what it reads, and results are bytes: give one without decode_responses")
+        if not prefix or set("{}") & set(prefix):
+            raise ValueError(f"prefix= begins the names of keys; it is not empty and has no braces: not {prefix!r}")
+        if ttl is not None and not 0 < ttl < inf:
+            raise ValueError(f"ttl= is a number of seconds, above 0, or left out for ever: not {ttl!r}")
+        self._is_async, self._is_cluster = is_async(self._client.execute_command), hasattr(client, "get_nodes")
+        self._prefix, self._ttl = prefix, ttl
+        begin = f"{{{prefix}}}" if self._is_cluster else prefix
+        self._due, self._ids = f"{begin}due".encode(), f"{begin}ids".encode()
+
+    @classmethod
+    def from_url(
+        cls, url: str, *, prefix: str = "exec:", ttl: float | None = None, codec: Codec | None = None
+    ) -> RedisStorage:
+        """Return a storage over a new client.
+
+        Args:
+            url: What redis-py understands, ``redis://user:password@host:6379/0``.
+            prefix: As for the class.
+            ttl: As for the class.
+            codec: As for the class.
+
+        Raises:
+            NotInstalled: When redis-py is missing.
+        """
+        with extra("redis"):
+            import redis  # noqa: PLC0415 - only those need it who bring no client
+        return cls(redis.Redis.from_url(url), prefix=prefix, ttl=ttl, codec=codec)
+
+    def is_async(self) -> bool:
+        """Whether the client is one of the ``async`` ones."""
+        return self._is_async
+
+    @plain_or_async
+    async def close(self) -> None:
+        """Close the client."""
+        await settle(self._client.aclose() if self._is_async else self._client.close())
+
+    @plain_or_async
+    async def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
+        """Take a lease, or create a record."""
+        nonce, parts, data = urandom(8).hex(), "", wanted.input if len(wanted.input) <= _PART_SIZE else None
+        while True:
+            may_create = "1" if create and (parts or data is not None) else ""
+            values = (nonce, now, may_create, parts, *_short(wanted))
+            _, taken, found = await self._apply(lua.CLAIM, wanted.id, *values, data=data or b"")
+            if taken == lua.CREATED:
+                return wanted, True
+            if found or not create:
+                return await self._as_record(wanted.id, found), taken > 0
+            # If another creates it meanwhile, nobody names these parts, and they expire.
+            parts = await self._write_parts(wanted._replace(run=""), 0, _INPUT, wanted.input)
+
+    async def _commit(
+        self, record: Record, token: int, result: Result | None, absent: str | None, taken: str | None
+    ) -> None:
+        step, parts, data = (None, None, b"") if result is None else await self._prepare(record, token, result)
+        await self._change(lua.COMMIT, record, token, absent, taken, step, parts, *_short(record)[4:], data=data)
+
+    @plain_or_async
+    async def save(self, record: Record, result: Result) -> None:
+        """Write a result."""
+        step, parts, data = await self._prepare(record, record.token, result)
+        await self._change(lua.SAVE, record, record.token, step, parts, data=data)
+
+    async def _restart(self, record: Record, held: Record) -> None:
+        parts, data = "", record.input
+        if len(data) > _PART_SIZE:
+            parts, data = await self._write_parts(held, held.token, _INPUT, data), b""
+        await self._change(lua.RESTART, held, held.token, parts, *_short(record), data=data)
+
+    @plain_or_async
+    async def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:  # noqa: ARG002
+        """Read a page of results."""
+        begin = _text([record.run])[:-1]
+        values = await self._run(lua.RESULTS, record.id, record.run, begin, start, stop)
+        told = [value.partition(b"\n") for value in values]
+        page: list[Result] = []
+        for (_, step, asked, fingerprint, started, ended, error, *parts), (_, _, data) in zip(
+            json.loads(b"[%b]" % b",".join(head for head, _, _ in told)), told, strict=True
+        ):
+            result = Result(step, asked, fingerprint, data, started, ended, error)
+            if parts:
+                if page:
+                    break
+                whole = await self._read_parts(record.id, *parts)
+                if whole is None:
+                    raise Fenced(record.id, record.token)
+                return [result._replace(data=whole)]
+            page.append(result)
+        return page
+
+    @plain_or_async
+    async def read(self, id: str) -> Record | None:
+        """Read a record."""
+        return await self._as_record(id, await self._run(lua.READ, id))
+
+    @plain_or_async
+    async def due(self, now: float, limit: int) -> list[Record]:
+        """List what the sweep should ring."""
+        if not self._is_cluster:
+            rows = await self._evaluate(lua.DUE, (self._due, self._ids), _joined(self._prefix, now, limit))
+            return [record for row in rows if (record := await self._as_record(row[0].decode(), row[1]))]
+        found: list[Record] = []
+        while len(found) < limit:
+            bounds = ("-inf", repr(now), "LIMIT", str(len(found)), str(limit - len(found)))
+            entries = await self._evaluate(lua.INDEX, (self._due,), "ZRANGEBYSCORE", *bounds)
+            if not entries:
+                break
+            looked = [await self._look(entry, "entry", self._due) for entry in entries]
+            found += [record for record in looked if record]
+        return list({record.id: record for record in found}.values())
+
+    @plain_or_async
+    async def find(
+        self, after: str, limit: int, status: str | None = None, workflow: str | None = None
+    ) -> list[Record]:
+        """List records."""
+        found: list[Record] = []
+        # An entry's id ends with a space, which is before all that an id is made of.
+        last: bytes | None = f"({after}{'!' * self._is_cluster}".encode() if after else b"-"
+        while last is not None and len(found) < limit:
+            if self._is_cluster:
+                bounds = (last, "+", "LIMIT", "0", str(limit))
+                entries = await self._evaluate(lua.INDEX, (self._ids,), "ZRANGEBYLEX", *bounds)
+                records = [await self._look(entry, "listed", self._ids) for entry in entries]
+                last = b"(" + entries[-1] if entries else None
+            else:
+                values = (self._prefix, last.decode(), limit - len(found), status, workflow)
+                more, rows = await self._evaluate(lua.FIND, (self._due, self._ids), _joined(*values))
+                records = [await self._as_record(id.decode(), row) for id, row in rows]
+                last = b"(" + more if more else None
+            found += [r for r in records if r and status in {None, r.status} and workflow in {None, r.workflow}]
+        return found[:limit]
+
+    @plain_or_async
+    async def signal(self, id: str, name: str, data: bytes, now: float) -> tuple[Record | None, bool]:
+        """Keep a signal."""
+        _, kept, found = await self._apply(lua.SIGNAL, id, name, now, urandom(8).hex(), data=data)
+        return await self._as_record(id, found), kept > 0
+
+    @plain_or_async
+    async def received(self, record: Record, name: str) -> bytes | None:
+        """Read a signal."""
+        data: bytes | None = await self._run(lua.RECEIVED, record.id, record.run, name)
+        return data
+
+    @plain_or_async
+    async def remove(self, id: str, held: Record | None = None) -> None:
+        """Remove an execution."""
+        run, token = (held.run, held.token) if held else ("", 0)
+        status, listed = await self._apply(lua.REMOVE, id, run, token, urandom(8).hex())
+        if status == lua.REFUSED:
+            raise Fenced(id, token)
+        if listed:
+            with suppress(StorageError):
+                await self._forget(self._ids, id, listed)
+
+    async def _change(self, script: str, record: Record, token: int, *values: Any, data: bytes) -> None:
+        """Run a script that is refused unless the execution is still held."""
+        status, *_ = await self._apply(script, record.id, record.run, token, *values, data=data)
+        if status == lua.REFUSED:
+            raise Fenced(record.id, token)
+
+    async def _prepare(self, record: Record, token: int, result: Result) -> tuple[int, str | None, bytes]:
+        """Return a result's step, the name of its parts, if it is in some, and what is kept of it otherwise."""
+        step, asked, fingerprint, data, started, ended, error = result
+        told = [record.run, step, asked, fingerprint, started, ended, error]
+        if len(data) <= _PART_SIZE:
+            return step, None, b"%b\n%b" % (_text(told).encode(), data)
+        parts = await self._write_parts(record, token, step, data)
+        return step, parts.split()[0], _text([*told, parts]).encode()
+
+    async def _write_parts(self, record: Record, token: int, step: int, data: bytes) -> str:
+        """Write what nobody reads before a commit has named it, and return its name and the number of its parts."""
+        name, number = f"{step}:{urandom(8).hex()}", 0
+        for number, part in enumerate(split(data, _PART_SIZE)):
+            await self._change(lua.PART, record, token, name, number, data=part)
+        return f"{name} {number + 1}"
+
+    async def _read_parts(self, id: str, parts: str) -> bytes | None:
+        """Return what parts make, or `None` if they are gone."""
+        whole = BytesIO()
+        name, count = parts.split()
+        for number in range(int(count)):
+            part = await self._run(lua.PART_OF, id, name, number)
+            if part is None:
+                return None
+            whole.write(part)
+        return whole.getvalue()
+
+    async def _as_record(self, id: str, found: list[bytes] | None) -> Record | None:
+        """Return the record that was found, with its input if that is in parts."""
+        while found:
+            run, workflow, *values, parts = found[0].decode().split("\0")
+            others: Any = (reader(value) if value else None for reader, value in zip(_READERS, values, strict=True))
+            input = await self._read_parts(id, parts) if parts else found[1]
+            if input is not None:
+                return Record(id, run, workflow, input, *others)
+            before, found = found, await self._run(lua.READ, id)
+            if found == before:  # it was not removed or restarted meanwhile
+                raise StorageError(
+                    f"Redis: parts of the input of execution {id!r} are gone: let the server evict nothing"
+                )
+        return None
+
+    async def _look(self, entry: bytes, field: str, index: bytes) -> Record | None:
+        """Return the record of an entry; when the record does not name it there, or no longer, remove it."""
+        id, _, name = entry.decode().rpartition(" ")
+        _, found = await self._apply(lua.LOOK, id, field, name)
+        if found:
+            return await self._as_record(id, found)
+        await self._forget(index, id, name.encode())
+        return None  # it has moved, or is gone
+
+    async def _apply(self, script: str, id: str, *values: Any, data: bytes = b"") -> list[Any]:
+        """Run a script, after giving the index what the script asks for, and return its answer."""
+        offered = b""
+        while True:
+            answer = await self._run(script, id, *values, data=data, offered=offered)
+            if isinstance(answer, int):
+                return [answer]
+            status, *others = answer
+            if status < lua.UNLISTED:
+                break
+            offered = b"%b:%b" % (others[0], urandom(8).hex().encode())
+            offer = (others[0], b"%b %b" % (id.encode(), offered), "1" if status == lua.NEW else "")
+            await self._evaluate(lua.OFFER, (self._due, self._ids), *offer)
+        superfluous, *others = others
+        with suppress(StorageError):  # all is done that matters, and whoever lists does the rest
+            if superfluous:
+                await self._forget(self._due, id, superfluous)
+            if superfluous and superfluous == offered:
+                await self._forget(self._ids, id, superfluous)
+        return [status, *others]
+
+    async def _forget(self, index: bytes, id: str, name: bytes) -> None:
+        """Remove an entry that no record names, or will ever name."""
+        await self._evaluate(lua.INDEX, (index,), "ZREM", b"%b %b" % (id.encode(), name))
+
+    async def _run(self, script: str, id: str, *values: Any, data: bytes = b"", offered: bytes = b"") -> Any:
+        """Run a script on the keys of one execution."""
+        record = f"{self._prefix}{{{id}}}"
+        # The key that never exists makes a cluster refuse the script while it moves the slot, key by key.
+        others = (f"{record}:none".encode(),) if self._is_cluster else (self._due, self._ids)
+        head = _joined(id, offered.decode(), self._ttl, *values)
+        return await self._evaluate(script, (record.encode(), *others), head, data)
+
+    async def _evaluate(self, script: str, keys: tuple[bytes, ...], *values: str | bytes) -> Any:
+        """Run a script by its name, which the server knows unless it was started anew."""
+        try:
+            try:
+                return await settle(self._client.evalsha(_digest(script), len(keys), *keys, *values))
+            except Exception as error:
+                if type(error).__name__ != "NoScriptError":
+                    raise
+                return await settle(self._client.eval(script, len(keys), *keys, *values))
+        except Exception as error:
+            remedy = _remedy(error)
+            if remedy is None:
+                raise
+            raise StorageError(f"Redis: {' '.join(str(error).split())}: {remedy}") from error
+
+
+@cache
+def _digest(script: str) -> str:
+    return sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
+def _remedy(error: Exception) -> str | None:
+    """Return what to do, or `None` if the driver has not raised this."""
+    told = f"{' '.join(kind.__name__ for kind in type(error).__mro__)} {error}"
+    return next((remedy for words, remedy in _REMEDIES if any(word in told for word in words)), None)
+
+
+def _joined(*values: Any) -> bytes:
+    """Return short values as one argument."""
+    texts = ["" if value is None else value if isinstance(value, str) else repr(value) for value in values]
+    return "\0".join(texts).encode()
+
+
+def _short(record: Record) -> tuple[Any, ...]:
+    """Return the short fields of a record but its id; an error as JSON, which is never empty."""
+    told = record if record.error is None else record._replace(error=_text(record.error))
+    return (told.run, told.workflow, *told[4:])

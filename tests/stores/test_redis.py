@@ -1,0 +1,983 @@
+"""Redis, on a real server and on a real cluster of one node, which refuses what one of many would refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from itertools import count
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import pytest
+
+from sequential import FlowExecutor, Paused, stores
+from sequential.blocking import blocking
+from sequential.errors import Fenced, NotInstalled, StorageError
+from sequential.storage import Journal, Record, Result, settle
+from sequential.stores import redis as module
+from sequential.stores import redis_lua as lua
+from sequential.stores.redis import RedisStorage
+from sequential.testing import (
+    AheadTests,
+    ClaimTests,
+    CommitTests,
+    ConcurrencyTests,
+    DueTests,
+    FindTests,
+    JournalTests,
+    RemoveTests,
+    ResultsTests,
+    SignalTests,
+    StorageTests,
+    crash_points,
+)
+from sequential.testing.conformance import StorageSuite
+from tests.conftest import OwnServer, required
+from tests.servers.proxy import Proxy
+from tests.servers.valkey import ValkeyServer
+from tests.stores.support import Crowd, dies, square, squares
+
+NOW = 1_700_000_000.0
+LARGE = 100_000_000
+KINDS = ("Redis", "RedisCluster")
+
+_numbers = count()
+
+
+def new_prefix() -> str:
+    return f"test{os.getpid()}-{next(_numbers)}:"  # a server of someone else's may have keys of an earlier run
+
+
+def connect(server: ValkeyServer, kind: str, url: str = "", **options: Any) -> Any:
+    import redis
+    import redis.asyncio
+
+    home = redis.asyncio if kind.startswith("Async") else redis
+    return getattr(home, kind.removeprefix("Async")).from_url(url or server.url, **options)
+
+
+@pytest.fixture(scope="session")
+def plain_server() -> Iterator[ValkeyServer]:
+    """One that does not wait for its disk, which these tests do not take away."""
+    with required(ValkeyServer("--appendonly", "no", address=os.environ.get(ValkeyServer.variable))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def cluster_server() -> Iterator[ValkeyServer]:
+    with required(ValkeyServer("--appendonly", "no", cluster=True)) as server:
+        yield server
+
+
+class RedisTests(StorageSuite):
+    """Where the suite finds a storage: a prefix of its own for each test."""
+
+    server: ClassVar[ValkeyServer]
+    kind: ClassVar[str]
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def find_server(cls, plain_server: ValkeyServer, cluster_server: ValkeyServer) -> None:
+        cls.server = cluster_server if "Cluster" in cls.kind else plain_server
+
+    def make(self) -> Journal:
+        self.prefix, self.opened = new_prefix(), list[RedisStorage]()
+        return self.another(None)
+
+    def another(self, storage: Any) -> RedisStorage:
+        self.opened.append(RedisStorage(connect(self.server, self.kind), prefix=self.prefix))
+        return self.opened[-1]
+
+    async def discard(self, storage: Any) -> None:
+        for opened in self.opened:
+            await settle(opened.close())
+
+
+class AllButCrashes(
+    StorageTests,
+    ClaimTests,
+    CommitTests,
+    ResultsTests,
+    AheadTests,
+    SignalTests,
+    DueTests,
+    FindTests,
+    RemoveTests,
+    ConcurrencyTests,
+):
+    """What all four clients must do; the crashes of `JournalTests` make forty thousand requests each."""
+
+
+class TestRedis(RedisTests, JournalTests):
+    kind = "Redis"
+
+
+class TestAsyncRedis(RedisTests, AllButCrashes):
+    kind = "AsyncRedis"
+
+
+class TestRedisCluster(RedisTests, AllButCrashes):
+    kind = "RedisCluster"
+
+
+class TestAsyncRedisCluster(RedisTests, AllButCrashes):
+    kind = "AsyncRedisCluster"
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def server(kind: str, plain_server: ValkeyServer, cluster_server: ValkeyServer) -> ValkeyServer:
+    return cluster_server if "Cluster" in kind else plain_server
+
+
+@pytest.fixture
+def storage(kind: str, server: ValkeyServer) -> Iterator[Any]:
+    with closing(RedisStorage(connect(server, kind), prefix=new_prefix())) as made:
+        yield made
+
+
+@pytest.fixture
+def plain(plain_server: ValkeyServer) -> Iterator[Any]:
+    with closing(RedisStorage(connect(plain_server, "Redis"), prefix=new_prefix())) as made:
+        yield made
+
+
+@pytest.fixture
+def clustered(cluster_server: ValkeyServer) -> Iterator[Any]:
+    with closing(RedisStorage(connect(cluster_server, "RedisCluster"), prefix=new_prefix())) as made:
+        yield made
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PART_SIZE", 1000)
+
+
+def held(storage: Any, id: str = "one", **fields: Any) -> Record:
+    """A record that was created, and is held."""
+    record = Record(id, f"run of {id}", "workflow", b"{}", token=1, due=NOW, lease=NOW + 60, changed=NOW)._replace(
+        **fields
+    )
+    assert storage.claim(record, NOW, True) == (record, True)
+    return record
+
+
+def keys(storage: Any) -> dict[str, str]:
+    """The types of all keys of a storage, by what follows its prefix."""
+    found = storage._client.scan_iter(match=f"*{storage._prefix}*", count=1000)
+    return {key.decode().replace(storage._prefix, ""): storage._client.type(key).decode() for key in found}
+
+
+def another(storage: Any, **options: Any) -> Any:
+    return RedisStorage(storage._client, prefix=storage._prefix, **options)
+
+
+class TestTogether:
+    def test_one_of_32_commits_a_thousand_times(self, plain_server: ValkeyServer) -> None:
+        self.race(plain_server, "AsyncRedis", "_commit", 1000)  # without looking up what became of the refused ones
+
+    def test_one_of_32_commits(self, kind: str, server: ValkeyServer) -> None:
+        self.race(server, f"Async{kind}", "commit", 30)
+
+    def race(self, server: ValkeyServer, kind: str, method: str, rounds: int) -> None:
+        async def run() -> None:
+            storage: Any = RedisStorage(connect(server, kind), prefix=new_prefix())
+            commit, nothing = getattr(storage, method), () if method == "commit" else (None, None)
+            record = Record("one", "run", token=1, lease=NOW + 60)
+            await storage.claim(record, NOW, True)
+            for step in range(rounds):
+                new = record._replace(token=record.token + 1, step=step + 1)
+                results = [Result(step, f"by {writer}") for writer in range(32)]
+                commits = [commit(new, record.token, result, *nothing) for result in results]
+                outcomes = await asyncio.gather(*commits, return_exceptions=True)
+                assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Fenced"] * 31 + ["NoneType"]
+                (recorded,) = await storage.results(new, step, step + 1)
+                assert recorded.asked == f"by {outcomes.index(None)}"
+                record = new
+            await storage.close()
+
+        asyncio.run(run())
+
+    def test_one_of_32_takes_the_lease(self, kind: str, server: ValkeyServer) -> None:
+        async def run() -> None:
+            storage: Any = RedisStorage(connect(server, f"Async{kind}"), prefix=new_prefix())
+            for number in range(50):
+                record = Record(f"id-{number}", "run", token=1)
+                claims = [storage.claim(record._replace(lease=NOW + 60 + n), NOW, True) for n in range(32)]
+                outcomes = await asyncio.gather(*claims)
+                assert sorted(taken for _, taken in outcomes) == [False] * 31 + [True]
+                assert len({found for found, _ in outcomes}) == 1
+            await storage.close()
+
+        asyncio.run(run())
+
+
+class TestSizes:
+    def test_a_hundred_megabytes_go_in_and_out(self, storage: Any) -> None:
+        record, data = held(storage), b"\x00\xff\x80 " * (LARGE // 4)
+        new = record._replace(token=2, step=1)
+        storage.commit(new, 1, Result(0, "large", data=data))
+        storage.save(new, Result(1, "small", data=b"1"))
+        ((_, _, _, found, *_),) = storage.results(new, 0, 2)
+        assert found == data
+        assert [result.data for result in storage.results(new, 1, 2)] == [b"1"]
+        storage.remove("one")
+        assert not [key for key in keys(storage) if key.startswith("{one}:0")]
+
+    def test_large_inputs_and_signals(self, storage: Any) -> None:
+        data = b"\x00" * 20_000_000
+        record = held(storage, input=data)
+        assert storage.read("one") == record
+        assert storage.find("", 5) == storage.due(NOW + 60, 5) == [record]
+        assert storage.claim(record._replace(lease=NOW + 99), NOW + 60, True) == (
+            record._replace(token=2, lease=NOW + 99),
+            True,
+        )
+        assert storage.signal("one", "yes", data, NOW) == (record._replace(token=2, lease=NOW + 99), True)
+        assert storage.received(record, "yes") == data
+        again = record._replace(run="again", input=data[1:])
+        storage.restart(again, record._replace(token=2))
+        assert storage.read("one") == again
+        small = again._replace(run="small", input=b"{}")
+        storage.restart(small, again)
+        assert storage.read("one") == small
+        assert [key for key in keys(storage) if key.startswith("{one}:-1")] == []
+        storage.remove("one")
+        assert {key for key in keys(storage) if "void" not in key} == set()
+
+    def test_an_input_whose_creator_dies_or_comes_second(self, storage: Any, small_parts: None) -> None:
+        record, point = Record("one", "run", input=b"1" * 2500, lease=NOW + 60), 0
+        other = record._replace(run="other", input=b"2" * 3500)
+        while dies(storage, "_evaluate", point, partial(storage.claim, record, NOW, True)):
+            found = storage.read("one")
+            assert found in {None, record}
+            claimed, taken = storage.claim(other._replace(lease=NOW + 100), NOW + 60 * (found is not None), True)
+            assert taken
+            expected = record._replace(token=1) if found else other
+            assert claimed == storage.read("one") == expected._replace(lease=NOW + 100)
+            storage.remove("one")
+            point += 1
+        assert point > 8
+        left = [key for key in keys(storage) if key.startswith("{one}:-1")]
+        used = storage._client.hget(f"{storage._prefix}{{one}}", "large").decode()
+        assert left
+        ttls = {key: storage._client.ttl(f"{storage._prefix}{key}") for key in left}
+        assert ttls.pop(f"{{one}}:{used}") == -1
+        assert all(0 < ttl <= 86400 for ttl in ttls.values()), ttls
+
+    def test_an_input_whose_parts_are_gone(self, storage: Any, small_parts: None) -> None:
+        record = Record("one", "run", input=b"1" * 2500, lease=NOW + 60)
+        between(storage, 4, drop_parts, partial(refused, storage, record))
+        assert storage.read("one") is None
+        held(storage, input=record.input)
+        drop_parts(storage)
+        with pytest.raises(StorageError, match="parts of the input of execution 'one' are gone: let the server evict"):
+            storage.read("one")
+
+    def test_an_input_that_is_replaced_while_it_is_read(self, storage: Any, small_parts: None) -> None:
+        record = held(storage, input=b"1" * 2500)
+        again = record._replace(run="again", input=b"2" * 2500)
+        found = between(storage, 2, lambda other: other.restart(again, record), partial(storage.read, "one"))
+        assert found == again
+        assert between(storage, 2, lambda other: other.remove("one"), partial(storage.read, "one")) is None
+
+    def test_a_large_result_that_is_deleted_while_it_is_read(self, storage: Any, small_parts: None) -> None:
+        record = held(storage)
+        storage.commit(record._replace(token=2, step=1), 1, Result(0, data=b"1" * 1001))
+        with pytest.raises(Fenced):
+            between(storage, 2, lambda other: other.remove("one"), partial(storage.results, record, 0, 1))
+
+    def test_a_writer_dies_between_any_two_parts(self, storage: Any, small_parts: None) -> None:
+        """What it wrote is never seen, never in the way of who goes on, and goes with the execution."""
+        results = [Result(0, "first", data=b"1" * 3001), Result(0, "second", data=b"2" * 2001)]
+        point, died = 0, True
+        while died:
+            record = held(storage, f"id-{point}")
+            write = partial(storage.commit, record._replace(token=2, step=1), 1, results[0])
+            died = dies(storage, "_evaluate", point, write)
+            stored = storage.read(record.id)
+            assert storage.results(stored, 0, 1) == results[: stored.step]
+            if not stored.step:
+                claimed, _ = storage.claim(record._replace(lease=NOW + 500), NOW + 100, False)
+                with pytest.raises(Fenced):  # the first writer was only slow, and goes on
+                    write()
+                stored = claimed._replace(token=3, step=1)
+                if point % 4 > 1:
+                    storage.commit(stored, 2, results[1])
+                    assert storage.results(stored, 0, 1) == results[1:]
+                    with pytest.raises(Fenced):
+                        write()
+                    assert storage.results(stored, 0, 1) == results[1:]
+                    assert len([key for key in keys(storage) if key.startswith(f"{{{record.id}}}:0:")]) == 1
+            storage.remove(record.id)
+            assert {key for key in keys(storage) if "void" not in key} == set()
+            point += 1
+        assert point > 8
+
+    def test_a_large_result_replaces_another(self, storage: Any, small_parts: None) -> None:
+        record = held(storage)
+        for size in (3500, 4500, 10, 2500):
+            storage.save(record, Result(0, data=b"x" * size))
+            storage.save(record, Result(1, data=b"y" * 1500))
+            assert [len(storage.results(record, step, 2)[0].data) for step in range(2)] == [size, 1500]
+            assert len([key for key in keys(storage) if key.count(":") == 2]) == 1 + (size > 1000)
+            assert len(storage._client.hget(f"{storage._prefix}{{one}}", "large").split()) == 1 + (size > 1000)
+
+    def test_memory_stays_within_a_few_results(self, plain_server: ValkeyServer) -> None:
+        code = (
+            "import sys, resource, redis\n"
+            "from sequential.storage import Record, Result\n"
+            "from sequential.stores.redis import RedisStorage\n"
+            "storage = RedisStorage(redis.Redis.from_url(sys.argv[1]), prefix=sys.argv[2])\n"
+            "record = Record('one', 'run', token=1, lease=2e9)\n"
+            "storage.claim(record, 1.0, True)\n"
+            "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+            "start = peak()\n"
+            "storage.commit(record._replace(token=2, step=1), 1, Result(0, data=b'x' * 100_000_000))\n"
+            "written = peak() - start\n"
+            "assert len(storage.results(record, 0, 1).pop().data) == 100_000_000\n"
+            "print(written, peak() - start)\n"
+            "storage.remove('one')\n"
+            "storage.close()\n"
+        )
+        command = [sys.executable, "-c", code, plain_server.url, new_prefix()]
+        written, read = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+        assert written < 1.5 * LARGE
+        assert read < 2.5 * LARGE
+
+
+def refused(storage: Any, record: Record) -> None:
+    with pytest.raises(StorageError, match="the parts of the input are gone: nothing was recorded"):
+        storage.claim(record, NOW, True)
+
+
+def drop_parts(storage: Any) -> None:
+    for key in keys(storage):
+        if key.startswith("{one}:-1"):
+            storage._client.delete(f"{storage._prefix}{key}")
+
+
+def between(storage: Any, requests: int, interrupt: Callable[[Any], Any], action: Callable[[], Any]) -> Any:
+    """Do something, and when it has made so many requests, something else by another storage."""
+    evaluate, left = storage._evaluate, [requests]
+
+    async def evaluate_or_interrupt(*arguments: Any) -> Any:
+        if left[0] == 0:
+            interrupt(another(storage))
+        left[0] -= 1
+        return await evaluate(*arguments)
+
+    storage._evaluate = evaluate_or_interrupt
+    try:
+        return action()
+    finally:
+        storage._evaluate = evaluate
+        assert left[0] < 0 or requests > 99
+
+
+def entries(storage: Any, index: str) -> list[str]:
+    return [entry.decode() for entry in storage._client.zrange(getattr(storage, index), 0, -1)]
+
+
+def check_index(storage: Any, *ids: str) -> None:
+    """Whatever exists is listed, when it should ring and by its id; and having listed it, nothing else is."""
+    records = [record for id in sorted(ids) if (record := storage.read(id))]
+    for record in records:
+        if record.rings_at is not None:
+            assert record in storage.due(record.rings_at, 99)
+    assert storage.find("", 99) == records
+    assert storage.due(9e9, 99) == sorted(
+        (record for record in records if record.rings_at is not None), key=lambda record: record.rings_at or 0.0
+    )
+    in_due = [entry.rpartition(" ")[0] if storage._is_cluster else entry for entry in entries(storage, "_due")]
+    assert sorted(in_due) == [record.id for record in records if record.rings_at is not None]
+
+
+def prepare(storage: Any, id: str) -> dict[str, Callable[[Any], Any]]:
+    """Every act that writes the index, by the id of what it is done to; one of these can be done, beside another."""
+    kinds: dict[str, dict[str, Any]] = {
+        **{name: {} for name in ("pause", "rest", "park", "restart", "remove")},
+        "claim": {"lease": 0.0, "due": None},
+        "claim later": {"lease": 0.0, "due": NOW},
+        "signal": {"lease": 0.0, "due": None, "status": "waiting", "waits": "yes"},
+    }
+    records = {name: held(storage, name, **fields) for name, fields in kinds.items() if name in {id, "claim later"}}
+
+    def commit(id: str, **fields: Any) -> Callable[[Any], Any]:
+        return lambda storage: storage.commit(records[id]._replace(token=2, **fields), 1, Result(0, data=b"0"))
+
+    def claim(id: str) -> Callable[[Any], Any]:
+        return lambda storage: storage.claim(Record(id, "new", token=1, lease=NOW + 90), NOW + 1, True)
+
+    return {
+        "pause": commit("pause", lease=0.0, due=NOW + 30, step=1),
+        "rest": commit("rest", lease=0.0, due=NOW + 3000, step=1),
+        "park": commit("park", lease=0.0, due=None, step=1),
+        "restart": lambda storage: storage.restart(
+            records["restart"]._replace(run="later", token=2, lease=0.0, due=NOW - 9), records["restart"]
+        ),
+        "remove": lambda storage: storage.remove("remove"),
+        "claim": claim("claim"),
+        "claim later": claim("claim later"),
+        "signal": lambda storage: storage.signal("signal", "yes", b"1", NOW + 2),
+        "create": claim("create"),
+    }
+
+
+ACTS = ("pause", "rest", "park", "restart", "remove", "claim", "claim later", "signal", "create")
+
+
+class TestIndex:
+    @pytest.mark.parametrize("id", ACTS)
+    def test_whoever_dies_leaves_nothing_unlisted(self, kind: str, server: ValkeyServer, id: str) -> None:
+        point, died = 0, True
+        while died:
+            with closing(RedisStorage(connect(server, kind), prefix=new_prefix())) as storage:
+                acts = prepare(storage, id)
+                died = dies(storage, "_evaluate", point, partial(acts[id], storage))
+                check_index(storage, *acts)
+                assert storage.find("", 99) == another(storage).find("", 99)
+                point += 1
+        assert point > 2
+
+    @pytest.mark.parametrize("id", ACTS)
+    def test_whoever_lists_meanwhile_leaves_nothing_unlisted(self, clustered: Any, id: str) -> None:
+        """However far an act has come, and again between any two requests of it."""
+        for requests in range(8):
+            for times in (1, 99):
+                storage: Any = RedisStorage(clustered._client, prefix=new_prefix())
+                acts, others = prepare(storage, id), another(storage)
+                interleave(storage, requests, times, partial(acts[id], storage), partial(mend, others))
+                check_index(storage, *acts)
+
+    def test_a_signal_and_a_sweep_in_each_others_midst(self, clustered: Any) -> None:
+        """Each is interrupted by all of the other, after any number of its requests."""
+
+        def signal(storage: Any, id: str, *_: Any) -> None:
+            storage.signal(id, "yes", b"1", NOW + 2)
+
+        for requests in range(8):
+            for first, second in ((partial(mend, clustered), signal), (partial(signal, clustered), mend)):
+                id = f"{requests}-{'sweep' if second is signal else 'signal'}"
+                held(clustered, id, lease=0.0, due=None, waits="yes")
+                interleave(clustered, requests, 1, partial(first, id), partial(second, another(clustered), id))
+                signal(clustered, id)
+                assert id in [record.id for record in clustered.due(NOW + 2, 99)]
+
+    def test_the_earliest_come_first_however_their_entries_stand(self, storage: Any) -> None:
+        record = Record("", "")
+        for number in range(5):
+            record = held(storage, f"id-{number}")
+            storage.commit(record._replace(token=2, lease=0.0, due=NOW + 50 - number), 1)
+            record = record._replace(token=3, lease=0.0, due=NOW + 100 - number)
+            storage.commit(record, 2)  # not before its entry, which stays
+        assert [record.id for record in storage.due(NOW + 200, 3)] == ["id-4", "id-3", "id-2"]
+        assert storage.due(NOW + 96, 3) == [record]
+
+    def test_an_entry_that_nobody_names_any_more_goes(self, clustered: Any) -> None:
+        with pytest.raises(StorageError):
+            interleave(clustered, 2, 1, partial(held, clustered), fail)
+        assert (len(entries(clustered, "_due")), len(entries(clustered, "_ids"))) == (1, 1)
+        assert clustered.due(NOW + 60, 9) == clustered.find("", 9) == []
+        assert entries(clustered, "_due") == entries(clustered, "_ids") == []
+        record = held(clustered)
+        interleave(clustered, 1, 9, partial(clustered.remove, "one"), fail)
+        assert (len(entries(clustered, "_due")), len(entries(clustered, "_ids"))) == (1, 1)
+        assert clustered.read("one") is None
+        clustered.claim(record, NOW, True)
+        check_index(clustered, "one")
+
+    def test_a_request_that_comes_again_much_later(self, clustered: Any) -> None:
+        record, sent = held(clustered), list[Any]()
+        evaluate = clustered._evaluate
+
+        async def evaluate_and_keep(*arguments: Any) -> Any:
+            sent.append(arguments)
+            return await evaluate(*arguments)
+
+        clustered._evaluate = evaluate_and_keep
+        clustered.commit(record._replace(lease=NOW + 30), 1)
+        commit = [arguments for arguments in sent if arguments[0] == lua.COMMIT][-1]
+        clustered.commit(record._replace(lease=NOW + 90), 1)
+        assert clustered.due(NOW + 40, 9) == []
+        blocking(evaluate)(*commit)
+        check_index(clustered, "one")
+
+    def test_only_so_many_are_read(self, storage: Any) -> None:
+        for number in range(1010):
+            held(storage, f"id-{number:04}", status="failed" if number == 1005 else "running")
+        assert [record.id for record in storage.find("id-0002", 2)] == ["id-0003", "id-0004"]
+        if not storage._is_cluster:
+            assert [record.id for record in storage.find("", 2, "failed")] == ["id-1005"]
+
+
+def mend(storage: Any, *_: Any) -> None:
+    storage.due(9e9, 99)
+    storage.find("", 99)
+
+
+def fail(_: Any) -> None:
+    raise StorageError("the server is away")
+
+
+def interleave(
+    storage: Any, requests: int, times: int, action: Callable[[], Any], interrupt: Callable[[Any], Any]
+) -> None:
+    """Do something, and something else so many times before each request, after the first few."""
+    evaluate, made = storage._evaluate, [0]
+
+    async def evaluate_or_interrupt(*arguments: Any) -> Any:
+        made[0] += 1
+        if requests < made[0] <= requests + times:
+            interrupt(storage)
+        return await evaluate(*arguments)
+
+    storage._evaluate = evaluate_or_interrupt
+    try:
+        action()
+    finally:
+        storage._evaluate = evaluate
+
+
+class TestTrouble:
+    def test_an_answer_that_is_lost_and_a_driver_that_asks_again(self, plain_server: ValkeyServer, plain: Any) -> None:
+        """As redis-py does by default, though not when it is made from a URL."""
+        import redis
+
+        with (
+            Proxy(plain_server.url) as proxy,
+            closing(RedisStorage(redis.Redis(port=urlsplit(proxy.url).port or 0), prefix=plain._prefix)) as ours,
+        ):
+            storage: Any = ours
+            storage.read("one")
+
+            def lose(act: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+                proxy.lose_after = 0
+                done = act(*arguments, **options)
+                assert proxy.lose_after is None
+                return done
+
+            record = Record("one", "run", token=1)
+            assert lose(storage.claim, record, NOW, True) == (record, True)
+            record = record._replace(token=2, lease=NOW + 60)
+            assert lose(storage.claim, record, NOW, True) == (record, True)
+            for step in range(3):
+                new = record._replace(token=record.token + 1, step=step + 1, due=NOW + step)
+                lose(storage.commit, new, record.token, Result(step, "once"))
+                assert plain.read("one") == new
+                record = new
+            assert [result.asked for result in plain.results(record, 0, 9)] == ["once"] * 3
+            lose(storage.save, record, Result(3, "ahead"))
+            assert lose(storage.signal, "one", "yes", b"1", NOW) == (record, True)
+            assert storage.signal("one", "yes", b"2", NOW) == (record, False)
+            again = record._replace(run="again", token=99)
+            lose(storage.restart, again, record)
+            assert plain.read("one") == again
+            lose(storage.remove, "one", again)
+            assert plain.read("one") is None
+            with pytest.raises(Fenced):
+                storage.remove("one", again)
+
+    def test_a_claim_that_comes_again_takes_nothing_back(self, storage: Any) -> None:
+        """From another, who has it by now."""
+        record, sent = held(storage, lease=0.0), list[Any]()
+        run = storage._evaluate
+
+        async def evaluate_and_keep(*arguments: Any) -> Any:
+            sent.append(arguments)
+            return await run(*arguments)
+
+        storage._evaluate = evaluate_and_keep
+        claimed, _ = storage.claim(record._replace(lease=NOW + 60), NOW, True)
+        claim = [arguments for arguments in sent if arguments[0] == lua.CLAIM][-1]
+        assert blocking(run)(*claim)[2] == lua.TAKEN
+        cancelled = claimed._replace(token=3, status="cancelled", lease=0.0, due=None)
+        storage.commit(cancelled, 2)
+        assert blocking(run)(*claim)[2] == lua.FOUND
+        assert storage.read("one") == cancelled
+
+    def test_an_answer_that_is_lost_and_a_driver_that_gives_up(self, plain_server: ValkeyServer, plain: Any) -> None:
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        with Proxy(plain_server.url) as proxy:
+            client = connect(plain_server, "Redis", proxy.url, retry=Retry(NoBackoff(), 0))
+            with closing(RedisStorage(client, prefix=plain._prefix)) as ours:
+                storage: Any = ours
+                record = held(storage)
+                new = record._replace(token=2, step=1)
+                proxy.lose_after = 0
+                storage.commit(new, 1, Result(0, "once"))
+                assert plain.read("one") == new
+                proxy.lose_after = 0
+                with pytest.raises(StorageError, match=r"Redis: .*: check that it runs and can be reached"):
+                    storage.signal("one", "yes", b"", NOW)
+
+    def test_no_server(self, plain_server: ValkeyServer) -> None:
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        client = connect(plain_server, "Redis", "redis://127.0.0.1:1/0", retry=Retry(NoBackoff(), 0))
+        storage: Any = RedisStorage(client)
+        with pytest.raises(StorageError, match=r"Redis: Error 111 .* refused.*: check that it runs and can be reached"):
+            storage.read("one")
+
+    def test_a_server_that_takes_no_writes(self, own_server: OwnServer) -> None:
+        server = own_server(ValkeyServer())
+        with closing(RedisStorage(connect(server, "Redis"))) as ours:
+            storage: Any = ours
+            record, before = held(storage), keys(storage)
+            writes = every_write(storage, record)
+            storage._client.replicaof("127.0.0.1", 1)
+            for write in writes:
+                with pytest.raises(StorageError, match="it takes no writes: connect to the primary"):
+                    write()
+                assert (storage.read("one"), keys(storage)) == (record, before)
+            storage._client.replicaof("NO", "ONE")
+            assert (storage.read("one"), keys(storage)) == (record, before)
+            storage._client.config_set("maxmemory", 1)
+            for write in writes[:-2]:
+                with pytest.raises(StorageError, match="raise its maxmemory, with maxmemory-policy noeviction"):
+                    write()
+                assert (storage.read("one"), keys(storage)) == (record, before)
+            writes[-2]()  # a script that has begun is not stopped
+            assert storage.read("one").step == len(storage.results(record, 0, 9)) == 1
+            writes[-1]()
+            assert storage.read("one") is None
+            storage._client.config_set("maxmemory", 0)
+
+    def test_a_user_who_may_not(self, own_server: OwnServer) -> None:
+        server = own_server(ValkeyServer())
+        admin = connect(server, "Redis")
+        admin.acl_setuser("guest", enabled=True, passwords=["+secret"], keys=["mine:*"], commands=["+@all"])
+        for options, message in (
+            ({"username": "guest", "password": "secret"}, "allow this user the keys of the prefix, scripts, and"),
+            ({"username": "guest", "password": "wrong"}, "give the client its username= and password="),
+        ):
+            with closing(RedisStorage(connect(server, "Redis", **options))) as ours:
+                storage: Any = ours
+                with pytest.raises(StorageError, match=message):
+                    storage.claim(Record("one", "run"), NOW, True)
+        assert admin.dbsize() == 0
+        admin.close()
+
+    def test_the_keys_of_someone_else(self, storage: Any) -> None:
+        storage._client.set(f"{storage._prefix}{{one}}", "taken")
+        with pytest.raises(StorageError, match="another program has keys like these: give a prefix= of your own"):
+            storage.claim(Record("one", "run"), NOW, True)
+
+    def test_a_plain_client_of_a_cluster(self, cluster_server: ValkeyServer) -> None:
+        with closing(RedisStorage(connect(cluster_server, "Redis"))) as ours:
+            storage: Any = ours
+            with pytest.raises(StorageError, match="it is part of a cluster: give a RedisCluster client"):
+                storage.claim(Record("one", "run"), NOW, True)
+
+    def test_an_execution_that_is_moved_to_another_node(
+        self, own_server: OwnServer, cluster_server: ValkeyServer, clustered: Any
+    ) -> None:
+        """Key by key, so that a script would find some of them, and not the others."""
+        here, there = clustered._client, connect(own_server(ValkeyServer(cluster=True)), "Redis")
+        there.execute_command("CLUSTER DELSLOTSRANGE", 0, 16383)
+        there.execute_command("CLUSTER MEET", "127.0.0.1", cluster_server.port, cluster_server.bus)
+        target = there.execute_command("CLUSTER MYID").decode()
+        record, key = held(clustered), f"{clustered._prefix}{{one}}"
+        slot, node = here.keyslot(key), here.get_node_from_key(key)
+        until(lambda: target in str(here.execute_command("CLUSTER NODES", target_nodes=node)))
+        here.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target, target_nodes=node)
+        with pytest.raises(StorageError, match="it moves this execution to another node: try again, nothing was rec"):
+            clustered.commit(record._replace(token=2, step=1), 1, Result(0))
+        here.execute_command("CLUSTER SETSLOT", slot, "STABLE", target_nodes=node)
+        here.execute_command("CLUSTER FORGET", target, target_nodes=node)
+        assert clustered.read("one") == record
+        there.close()
+
+    def test_a_result_that_is_missing_is_not_skipped(self, storage: Any) -> None:
+        record = held(storage)
+        for step in range(3):
+            new = record._replace(token=record.token + 1, step=step + 1)
+            storage.commit(new, record.token, Result(step))
+            record = new
+        storage._client.delete(f"{storage._prefix}{{one}}:1")
+        assert storage.results(record, 0, 3) == [Result(0)]
+        assert storage.results(record, 1, 3) == []
+
+    def test_what_the_driver_has_not_raised_goes_through(self, storage: Any) -> None:
+        def evalsha(*_: Any) -> None:
+            raise ZeroDivisionError
+
+        storage._client.evalsha = evalsha
+        with pytest.raises(ZeroDivisionError):
+            storage.read("one")
+
+    def test_a_server_that_has_forgotten_all_scripts(self, storage: Any) -> None:
+        record = held(storage)
+        storage._client.script_flush()
+        storage.commit(record._replace(token=2, step=1), 1, Result(0, "a"))
+        assert storage.results(record, 0, 1) == [Result(0, "a")]
+
+    @pytest.mark.parametrize(("budget", "size"), [(0, 200), (math.inf, 200)])
+    def test_the_server_is_killed_in_the_midst_of_200_executions(
+        self, own_server: OwnServer, budget: float, size: int
+    ) -> None:
+        server = own_server(ValkeyServer())
+
+        async def call(category: str, name: str, input: int) -> int:
+            return input**2
+
+        async def run() -> None:
+            storage: Any = RedisStorage(connect(server, "AsyncRedis"))
+            flow = FlowExecutor(storage, call=call, budget=budget, lease=0.5, retain=True)
+            await Crowd(flow, size).run_and_kill(server)
+            await storage.close()
+
+        asyncio.run(run())
+
+
+def every_write(storage: Any, record: Record) -> list[Callable[[], Any]]:
+    """One of each, the last two of which begin with a removal."""
+    new = record._replace(token=2, step=1)
+    return [
+        partial(storage.claim, Record("two", "run"), NOW, True),
+        partial(storage.claim, record._replace(lease=NOW + 99), NOW + 90, True),
+        partial(storage.commit, new, 1, Result(0, "small", data=b"1")),
+        partial(storage.commit, new, 1, Result(0, "large", data=b"1" * 5_000_000)),
+        partial(storage.commit, new, 1, absent="yes"),
+        partial(storage.commit, new, 1, taken="yes"),
+        partial(storage.save, record, Result(0)),
+        partial(storage.restart, new._replace(run="later"), record),
+        partial(storage.signal, "one", "yes", b"1", NOW),
+        partial(storage.commit, new._replace(lease=0.0, due=None), 1, Result(0)),
+        partial(storage.remove, "one"),
+    ]
+
+
+class TestExpiry:
+    def test_what_is_over_expires_and_leaves_nothing(self, storage: Any, small_parts: None) -> None:
+        ours = another(storage, ttl=0.25)
+        now = time.time()
+        record = held(ours, run="earlier", input=b"1" * 1001, due=None, lease=now, changed=now)
+        for step, size in enumerate((1, 1001, 1)):
+            new = record._replace(token=record.token + 1, step=step + 1)
+            ours.commit(new, record.token, Result(step, data=b"x" * size))
+            record = new
+        ours.signal("one", "yes", b"1", now)
+        ours.commit(record._replace(token=9, lease=0.0, due=None, status="finished", changed=now), record.token)
+        assert ours.read("one") is not None
+        until(lambda: storage.read("one") is None)
+        now = time.time()
+        later = ours.claim(record._replace(run="later", input=b"", step=0, lease=now, changed=now), now, True)[0]
+        ours.save(later, Result(4, "ahead"))
+        assert ours.results(later, 0, 9) == [Result(4, "ahead")]
+        assert ours.received(later, "yes") is None
+        ours.commit(later._replace(token=99, lease=0.0, changed=now - 9), later.token)
+        until(lambda: not [key for key in keys(storage) if "void" not in key and key.startswith("{one}")])
+        assert ours.due(9e9, 9) == ours.find("", 9) == []
+        assert entries(storage, "_due") == entries(storage, "_ids") == []
+
+    def test_what_sleeps_or_goes_on_stays_and_so_do_its_results(self, storage: Any, small_parts: None) -> None:
+        ours = another(storage, ttl=1000)
+        now = start = int(time.time()) + 0.5
+        record = held(ours, input=b"1" * 1001, lease=now + 60, changed=now)
+        ours.signal("one", "yes", b"1", now)
+        for step in range(60):
+            now += 90
+            fields: dict[str, Any] = {"lease": now + 60}
+            if step % 20 == 10:
+                fields = {"lease": 0.0, "due": None, "wake": now + 5000}
+            new = record._replace(token=record.token + 1, step=step + 1, changed=now, **fields)
+            ours.commit(new, record.token, Result(step, data=b"x" * (1001 if step == 7 else 1)))
+            record = new._replace(wake=None)
+            expected = 1000 + max(now + 60 * bool(new.lease), new.wake or 0.0) - start
+            left = {
+                name: storage._client.pttl(f"{storage._prefix}{name}") / 1000
+                for name in keys(storage)
+                if "{one}" in name
+            }
+            assert left.pop("{one}") == pytest.approx(expected, abs=60)
+            voids = [left.pop(name) for name in list(left) if "void" in name]
+            assert len(left) == step + 3 + (step >= 7), left
+            assert min(left.values()) >= expected - 60, left
+            assert all(0 < each <= 3600 for each in voids)
+
+    def test_five_methods_alone_do_not_let_it_expire_at_once(self, storage: Any) -> None:
+        ours = another(storage, ttl=1000)
+        ours.set_result("one", 0, "x")
+        ours.set("one", {"step": 1})
+        assert ours.get_result("one", 0) == "x"
+        assert 900_000 < storage._client.pttl(f"{storage._prefix}{{one}}") <= 1_000_000
+
+    def test_a_time_without_end(self, storage: Any) -> None:
+        ours = another(storage, ttl=1000)
+        record = held(ours, lease=math.inf)
+        assert ours.read("one") == record
+        assert ours.due(9e9, 9) == []
+
+    def test_the_list_of_ids_does_not_grow_for_ever(self, plain: Any) -> None:
+        ours = another(plain, ttl=1)
+        for number in range(300):
+            held(ours, f"id-{number}", lease=0.0, due=None, changed=NOW)
+        assert len(entries(plain, "_ids")) < 50
+
+
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not happened():
+        assert time.monotonic() < deadline
+
+
+class TestUse:
+    def test_a_client_that_decodes(self, server: ValkeyServer, kind: str) -> None:
+        for name in (kind, f"Async{kind}"):
+            client = connect(server, name, decode_responses=True)
+            with pytest.raises(ValueError, match="client= decodes what it reads, and results are bytes: give one with"):
+                RedisStorage(client)
+            if name == kind:
+                client.close()
+
+    def test_what_is_no_client(self) -> None:
+        import redis
+
+        wrong: list[Any] = ["redis://127.0.0.1", redis.Redis, None]
+        for client in wrong:
+            with pytest.raises(TypeError, match=r"is none: from a URL, a storage is made by RedisStorage\.from_url"):
+                RedisStorage(client)
+
+    @pytest.mark.parametrize("prefix", ["", "{a}", "a{", "}"])
+    def test_prefixes_that_would_not_do(self, storage: Any, prefix: str) -> None:
+        with pytest.raises(ValueError, match="prefix= begins the names of keys; it is not empty and has no braces"):
+            RedisStorage(storage._client, prefix=prefix)
+
+    @pytest.mark.parametrize("ttl", [0, -1, math.nan, math.inf])
+    def test_times_that_would_not_do(self, storage: Any, ttl: float) -> None:
+        with pytest.raises(ValueError, match="ttl= is a number of seconds, above 0, or left out for ever: not"):
+            RedisStorage(storage._client, ttl=ttl)
+
+    def test_from_a_url(self, plain_server: ValkeyServer, plain: Any) -> None:
+        storage: Any = stores.open(plain_server.url, prefix=plain._prefix, ttl=5.0)
+        with closing(storage):
+            held(storage, changed=time.time())
+            assert plain._client.pttl(f"{plain._prefix}{{one}}") > 0
+
+    def test_keys_that_people_can_read(self, storage: Any) -> None:
+        flow = FlowExecutor(storage, call=square, clock=lambda: NOW)
+        flow.execute_sync(squares, "order-1", {"steps": 3})
+        flow.execute_sync(squares, "order-1")
+        flow.signal_sync("order-1", "approval", "yes")
+        begin = f"{storage._prefix}{{order-1}}"
+        index = ("{}due", "{}ids") if storage._is_cluster else ("due", "ids")
+        found = {name: type for name, type in keys(storage).items() if "void" not in name}
+        assert found == {
+            "{order-1}": "hash",
+            "{order-1}:0": "string",
+            "{order-1}:1": "string",
+            "{order-1}:signals": "hash",
+            **dict.fromkeys(index, "zset"),
+        }
+        line, data = storage._client.get(f"{begin}:1").decode().split("\n")
+        assert line.startswith('["')
+        assert '"tool math.square"' in line
+        assert data == "1"
+        record = storage._client.hgetall(begin)
+        assert (record[b"workflow"], record[b"input"], record[b"step"]) == (b"squares", b'{"steps":3}', b"2")
+
+    def test_extremes_come_back(self, storage: Any) -> None:
+        text = "\x01\n\u2028\U0001f600 é \\ \" '"
+        record = held(
+            storage, run=text, workflow=text, version=2**63 - 1, first_input=-(2**63), token=2**62, step=2**31,
+            lease=0.1 + 0.2, due=5e-324, wake=1.7976931348623157e308, error=text, changed=NOW + 1e-6, attempts=2**31,
+        )  # fmt: skip
+        assert storage.read("one") == record
+        taken = record._replace(token=2**62 + 1, lease=NOW + 1 / 3)
+        assert storage.claim(taken, NOW, False) == (taken, True)
+        empty = taken._replace(token=2**63 - 1, error="", due=None, wake=None)
+        result = Result(0, text, 2**64 - 1, b"\n\x00\xff", -0.1, 1e300, text)
+        storage.commit(empty, 2**62 + 1, result)
+        assert storage.read("one") == empty
+        assert storage.results(empty, 0, 9) == [result]
+
+    def test_a_nul_is_refused_and_not_taken_for_the_end_of_a_text(self, storage: Any) -> None:
+        for text in ("\0", "a\0b", "\0" * 5):
+            with pytest.raises(StorageError, match=r"no text may have a NUL.*: nothing was recorded"):
+                storage.claim(Record("one", "run", text), NOW, True)
+        assert keys(storage) == {}
+        record = held(storage)
+        with pytest.raises(StorageError, match="no text may have a NUL"):
+            storage.commit(record._replace(token=2, waits="a\0b"), 1)
+        failed = record._replace(token=2, error="a\0b")
+        storage.commit(failed, 1)
+        assert storage.read("one") == failed
+
+    @pytest.mark.parametrize("budget", [0, math.inf])
+    def test_round_trips(self, plain_server: ValkeyServer, plain: Any, budget: float) -> None:
+        with (
+            Proxy(plain_server.url) as proxy,
+            closing(RedisStorage(connect(plain_server, "Redis", proxy.url), prefix=plain._prefix)) as storage,
+        ):
+            for id in ("warm", "one"):  # by now the server knows the scripts
+                flow = FlowExecutor(storage, call=square, retain=True, budget=budget)
+                counted: list[int] = []
+                outcome: Any = Paused("", 0, "")
+                while isinstance(outcome, Paused):
+                    before = proxy.round_trips
+                    outcome = flow.execute_sync(squares, id, {"steps": 6})
+                    counted.append(proxy.round_trips - before)
+        assert outcome == 55
+        if budget:
+            assert counted == [4, 6, 4]  # claim, history (but at first), a commit of each step and the end
+        else:
+            assert counted == [2, *[3] * (len(counted) - 1)]  # claim, commit; then claim, history, commit
+
+    def test_requests_on_a_cluster(self, clustered: Any) -> None:
+        """One for each act, but for three to create, and three more at the first pause."""
+        evaluate, made = clustered._evaluate, [0]
+
+        async def evaluate_and_count(*arguments: Any) -> Any:
+            made[0] += 1
+            return await evaluate(*arguments)
+
+        clustered._evaluate = evaluate_and_count
+        flow = FlowExecutor(clustered, call=square, retain=True)
+        counted: list[int] = []
+        outcome: Any = Paused("", 0, "")
+        while isinstance(outcome, Paused):
+            made[0] = 0
+            outcome = flow.execute_sync(squares, "one", {"steps": 6})
+            counted.append(made[0])
+        assert outcome == 55
+        assert counted == [3 + 4, *[3] * (len(counted) - 1)]
+
+    def test_crash_points_of_everything(self, storage: Any) -> None:
+        assert crash_points(squares, {"steps": 2}, call=square, storage=storage) > 30
+
+    def test_a_workflow_on_an_async_client(self, kind: str, server: ValkeyServer) -> None:
+        async def run() -> Any:
+            storage: Any = RedisStorage(connect(server, f"Async{kind}"), prefix=new_prefix())
+            flow = FlowExecutor(storage, call=square, budget=math.inf)
+            outcome: Any = Paused("", 0, "")
+            while isinstance(outcome, Paused):
+                outcome = await flow.execute(squares, "one", {"steps": 4})
+            await storage.close()
+            return outcome
+
+        assert asyncio.run(run()) == 14
+
+    def test_a_missing_driver(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "redis", None)
+        with pytest.raises(NotInstalled, match=r"'redis' is not installed: pip install 'sequential-flow\[redis\]'"):
+            stores.open("redis://127.0.0.1")
+
+    def test_the_driver_is_found_beside_the_module_of_its_name(self) -> None:
+        code = "import sequential.stores.redis, redis; assert redis.Redis and redis is not sequential.stores.redis"
+        subprocess.run([sys.executable, "-c", code], check=True)
