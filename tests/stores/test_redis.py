@@ -816,7 +816,7 @@ class TestExpiry:
         ours.set_result("one", 0, "x")
         ours.set("one", {"step": 1})
         assert ours.get_result("one", 0) == "x"
-        assert 900_000 < storage._client.pttl(f"{storage._prefix}{{one}}") <= 1_000_000
+        assert 900_000 < storage._client.pttl(f"{storage._prefix}{{one}}") <= 1_001_000  # its clocks differ
 
     def test_a_time_without_end(self, storage: Any) -> None:
         ours = another(storage, ttl=1000)
