@@ -1078,3 +1078,17 @@ def test_a_process_that_ends_at_once_ends_well() -> None:
     )
     for _ in range(8):  # without the wait, every second one is aborted
         subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"sequential/1 aa\n", b"sequential/1 aa\n{}", b'sequential/1 aa\n{"record":{},"tail":[]}\n']
+)
+def test_a_damaged_record_is_in_nobody_elses_way(body: bytes) -> None:
+    store = MemoryStore()
+    storage: Any = ObjectStorage(store)
+    record = Record("other", "run", token=1, due=1.0)
+    storage.claim(record, 1.0, True)
+    obstore.put(store, "exec/damaged/record", body)
+    assert storage.due(2.0, 9) == [record]
+    with pytest.raises(StorageError, match="damaged"):
+        storage.read("damaged")

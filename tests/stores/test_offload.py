@@ -437,3 +437,28 @@ def test_100_mb_come_back_in_little_more_than_their_own_memory(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 270, done.stdout  # what was written, and what was read
     assert (tmp_path / "flows.db").stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"__offloaded":1}',
+        b'{"__offloaded":"a","size":"b"}',
+        b'{"__offloaded":',
+        b'{"__offloaded":"a","size":0,"b":1}',
+    ],
+)
+def test_a_value_from_before_that_looks_like_a_reference(data: bytes) -> None:
+    inner = MemoryStorage()
+    record = Record("one", "run", token=1, lease=2e9)
+    inner.claim(record, 1.0, True)
+    inner.save(record, Result(0, data=data))
+    storage: Any = Offload(inner, MemoryStore())
+    assert storage.results(record, 0, 1) == [Result(0, data=data)]
+    assert storage.create_schema() is None
+
+
+def test_objects_that_are_no_store() -> None:
+    wrong: Any = "s3://bucket"
+    with pytest.raises(TypeError, match=r"a store is one of obstore's, like obstore.store.S3Store\(...\), not 's3://b"):
+        Offload(MemoryStorage(), wrong)

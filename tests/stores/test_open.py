@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +14,8 @@ from sequential.errors import StorageError
 from sequential.stores import open as open_storage
 from sequential.stores.memory import MemoryStorage
 from sequential.stores.sqlite import SQLiteStorage
-from tests.support import echo
+from tests.support import AsyncJournal, echo
+from tests.test_public_api import loaded_by
 
 
 def workflow() -> Generator[Any, Any, Any]:
@@ -52,8 +51,35 @@ def test_options_that_a_store_does_not_know() -> None:
 
 
 def test_no_driver_is_imported_before_it_is_needed() -> None:
-    code = (
-        "import sys; from sequential.stores import open; open('memory://'); "
-        "assert not {'psycopg', 'redis', 'obstore', 'boto3', 'google', 'sqlite3'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    loaded = loaded_by("from sequential.stores import open; open('memory://')")
+    assert {"psycopg", "redis", "obstore", "boto3", "google", "sqlite3"} & loaded == set()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite://flows.db"])
+def test_sqlite_without_a_file(url: str) -> None:
+    with pytest.raises(StorageError, match="names no file: write sqlite:///relative/path or sqlite:////absolute/path"):
+        open_storage(url)
+
+
+@pytest.mark.parametrize("url", ["file://", "file:///", "file://relative"])
+def test_a_folder_that_is_none(url: str) -> None:
+    with pytest.raises(StorageError, match="names no folder: write file:///path/of/folder"):
+        open_storage(url)
+
+
+def test_a_bucket_that_is_none() -> None:
+    with pytest.raises(StorageError, match="'s3://' names no bucket: write s3://bucket/path"):
+        open_storage("s3://")
+    with pytest.raises(StorageError, match=r"object store: .*'foo' is not valid for store 'S3'"):
+        open_storage("s3://bucket", foo=1)
+
+
+def test_tables_are_asked_for_wherever_none_are_needed(tmp_path: Path) -> None:
+    memory = open_storage("memory://")
+    assert memory.create_schema() is None
+    assert memory.close() is None
+    inside = AsyncJournal(memory)
+    assert inside.create_schema() is None
+    assert inside.close() is None
+    file = open_storage(f"file://{tmp_path}")
+    assert file.create_schema() is None
