@@ -74,7 +74,9 @@ def test_quickstart(tmp_path: Path) -> None:
     for _ in range(2):
         lines = run(tmp_path, "quickstart.py")
         assert lines[0] == "digest-123: started"
-        assert [re.sub(r"pid \d+", "pid", line) for line in lines[1:-2]] == [
+        # A process may be so slow to print that the one it has rung for is the first.
+        told = sorted(re.sub(r"pid \d+", "pid", line) for line in lines[1:-2])
+        assert told == [
             "  pid: replayed 0 steps, called tool api.users",
             "  pid: replayed 1 steps, called tool api.posts",
             "  pid: replayed 2 steps, called tool api.comments",
