@@ -22,6 +22,7 @@ from .fakes import FakeClock
 from .history import replay
 from .journals import (
     AheadTests,
+    CapabilityTests,
     ClaimTests,
     CommitTests,
     ConcurrencyTests,
@@ -35,6 +36,7 @@ from .signals import SignalTests
 
 __all__ = [
     "AheadTests",
+    "CapabilityTests",
     "ClaimTests",
     "CommitTests",
     "ConcurrencyTests",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any, Protocol
 
 from sequential import FlowExecutor, Paused, save, tool
@@ -114,3 +116,18 @@ def dies(storage: Any, method: str, point: int, action: Callable[[], Any]) -> bo
     finally:
         setattr(storage, method, request)
     return False
+
+
+def together(*calls: Callable[[], Any]) -> list[Any]:
+    """Make calls at the same time; an exception is an outcome."""
+    barrier = Barrier(len(calls))
+
+    def call(one: Callable[[], Any]) -> Any:
+        barrier.wait()
+        try:
+            return one()
+        except Fenced as error:
+            return error
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(call, calls))

@@ -13,11 +13,9 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import count
-from threading import Barrier
 from time import time
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -34,7 +32,7 @@ from sequential.testing.conformance import FEW_POINTS
 from sequential.testing.crash import count_crash_points
 from tests.servers.dynamodb import DynamoServer
 from tests.servers.proxy import Proxy
-from tests.stores.support import dies, square, squares
+from tests.stores.support import dies, square, squares, together
 from tests.support import echo
 
 NOW = 1_700_000_000.0
@@ -98,13 +96,7 @@ class DynamoDBTests:
 class TestClient(DynamoDBTests, JournalTests):
     """The deaths that take moto minutes are those of a shorter workflow here."""
 
-    def test_a_workflow_survives_death_at_any_point(self) -> None:
-        names = ("get", "set", "delete", "get_result", "set_result")
-        five: Any = SimpleNamespace(**{name: getattr(self.storage, name) for name in names})
-        assert self.runner.run(count_crash_points(once, None, echo, five)) > FEW_POINTS / 3
-
-    def test_a_workflow_survives_death_at_any_point_of_a_journal(self) -> None:
-        assert self.runner.run(count_crash_points(once, None, echo, self.storage)) > FEW_POINTS / 3
+    steps = 1
 
     def test_every_request_survives_death_at_any_point(self) -> None:
         points = self.runner.run(count_crash_points(waiting, None, echo, self.storage, {"go": [None]}))
@@ -238,21 +230,6 @@ def preceded(
     storage._table.ask = ask_after_another
     yield
     storage._table.ask = ask
-
-
-def together(*calls: Callable[[], Any]) -> list[Any]:
-    """Make calls at the same time; an exception is an outcome."""
-    barrier = Barrier(len(calls))
-
-    def call(one: Callable[[], Any]) -> Any:
-        barrier.wait()
-        try:
-            return one()
-        except Fenced as error:
-            return error
-
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return list(pool.map(call, calls))
 
 
 class TestTogether:

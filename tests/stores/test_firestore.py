@@ -12,12 +12,9 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from threading import Barrier
 from time import time
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -28,21 +25,13 @@ from sequential.errors import Fenced, NotInstalled, StorageError
 from sequential.storage import Journal, Record, Result, settle
 from sequential.stores import open as open_storage
 from sequential.testing import (
-    AheadTests,
-    ClaimTests,
-    CommitTests,
-    ConcurrencyTests,
-    DueTests,
-    FindTests,
+    CapabilityTests,
     JournalTests,
-    RemoveTests,
-    ResultsTests,
-    SignalTests,
 )
-from sequential.testing.conformance import FEW_POINTS, workflow
+from sequential.testing.conformance import FEW_POINTS
 from sequential.testing.crash import count_crash_points
 from tests.conftest import FirestoreServer
-from tests.stores.support import dies, square, squares
+from tests.stores.support import dies, square, squares, together
 from tests.support import echo
 
 if TYPE_CHECKING:
@@ -90,21 +79,12 @@ class FirestoreTests:
 
 
 class TestClient(FirestoreTests, JournalTests):
+    steps = 1
+
     def connect(self) -> Any:
         from google.cloud.firestore import Client
 
         return Client(project="test")
-
-    def test_a_workflow_survives_death_at_any_point(self) -> None:
-        """A short one, as here a request takes milliseconds: the five methods are the core's."""
-        names = ("get", "set", "delete", "get_result", "set_result")
-        five: Any = SimpleNamespace(**{name: getattr(self.storage, name) for name in names})
-        points = self.runner.run(count_crash_points(workflow, {"of": 1}, echo, five))
-        assert points > FEW_POINTS // 2
-
-    def test_a_workflow_survives_death_at_any_point_of_a_journal(self) -> None:
-        points = self.runner.run(count_crash_points(workflow, {"of": 1}, echo, self.storage))
-        assert points > FEW_POINTS // 2
 
     def test_every_request_survives_death_at_any_point(self) -> None:
         """Or nearly every one."""
@@ -112,18 +92,7 @@ class TestClient(FirestoreTests, JournalTests):
         assert points > FEW_POINTS
 
 
-class TestAsyncClient(
-    FirestoreTests,
-    ClaimTests,
-    CommitTests,
-    ResultsTests,
-    AheadTests,
-    SignalTests,
-    DueTests,
-    FindTests,
-    RemoveTests,
-    ConcurrencyTests,
-):
+class TestAsyncClient(FirestoreTests, CapabilityTests):
     """All of the suite but the five methods, which are the core's."""
 
     def connect(self) -> Any:
@@ -193,21 +162,6 @@ def documents(storage: Any, id: str = "one") -> dict[str, dict[str, Any]]:
     record = storage._document(id)
     below = [found for name in ("steps", "signals") for found in record.collection(name).stream()]
     return {found.id: found.to_dict() for found in (record.get(), *below) if found.exists}
-
-
-def together(*calls: Callable[[], Any]) -> list[Any]:
-    """Make calls at the same time; an exception is an outcome."""
-    barrier = Barrier(len(calls))
-
-    def call(one: Callable[[], Any]) -> Any:
-        barrier.wait()
-        try:
-            return one()
-        except Fenced as error:
-            return error
-
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return list(pool.map(call, calls))
 
 
 class TestTogether:

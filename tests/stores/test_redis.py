@@ -25,16 +25,8 @@ from sequential.stores import redis as module
 from sequential.stores import redis_lua as lua
 from sequential.stores.redis import RedisStorage
 from sequential.testing import (
-    AheadTests,
-    ClaimTests,
-    CommitTests,
-    ConcurrencyTests,
-    DueTests,
-    FindTests,
+    CapabilityTests,
     JournalTests,
-    RemoveTests,
-    ResultsTests,
-    SignalTests,
     StorageTests,
     crash_points,
 )
@@ -100,34 +92,19 @@ class RedisTests(StorageSuite):
             await settle(opened.close())
 
 
-class AllButCrashes(
-    StorageTests,
-    ClaimTests,
-    CommitTests,
-    ResultsTests,
-    AheadTests,
-    SignalTests,
-    DueTests,
-    FindTests,
-    RemoveTests,
-    ConcurrencyTests,
-):
-    """What all four clients must do; the crashes of `JournalTests` make forty thousand requests each."""
-
-
 class TestRedis(RedisTests, JournalTests):
     kind = "Redis"
 
 
-class TestAsyncRedis(RedisTests, AllButCrashes):
+class TestAsyncRedis(RedisTests, StorageTests, CapabilityTests):
     kind = "AsyncRedis"
 
 
-class TestRedisCluster(RedisTests, AllButCrashes):
+class TestRedisCluster(RedisTests, StorageTests, CapabilityTests):
     kind = "RedisCluster"
 
 
-class TestAsyncRedisCluster(RedisTests, AllButCrashes):
+class TestAsyncRedisCluster(RedisTests, StorageTests, CapabilityTests):
     kind = "AsyncRedisCluster"
 
 
