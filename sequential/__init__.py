@@ -18,9 +18,10 @@ rings for the next invocation and exits; the next one, on any machine, replays t
     print(flow.execute_sync(workflow, "exec-1", {"user_id": 123}))  # {'paused': 'exec-1', 'step': 0}
 """
 
-from .context import Current, current
+from .context import Current, current, run_until
 from .errors import (
     AlreadyEnded,
+    CallbackFailed,
     Diverged,
     EventLoopNeeded,
     Fenced,
@@ -47,6 +48,7 @@ from .setup import Paused, Status
 
 __all__ = [
     "AlreadyEnded",
+    "CallbackFailed",
     "Current",
     "Diverged",
     "Event",
@@ -72,6 +74,7 @@ __all__ = [
     "again",
     "current",
     "install",
+    "run_until",
     "save",
     "sleep",
     "tool",

@@ -1,13 +1,16 @@
-"""What a tool may know about the step it is called for."""
+"""What the hooks may know about the step they are called for, and until when an invocation has time."""
 
 from contextvars import ContextVar
-from typing import NamedTuple
+from math import inf
+from time import time
+from types import TracebackType
+from typing import NamedTuple, Self
 
 from .storage import Record
 
 
 class Current(NamedTuple):
-    """The step that a tool is being called for."""
+    """The step that a tool is being called for, or that the resume hook rings for."""
 
     id: str
     run: str
@@ -24,20 +27,52 @@ executing: ContextVar[str] = ContextVar("sequential.executing", default="")
 """The execution whose workflow runs: the beginning of its idempotency keys, the same at every replay."""
 
 being_called: ContextVar[Record] = ContextVar("sequential.current")
-"""The record of the execution whose next step is being called for."""
+"""The record of the execution whose next step is being called or rung for."""
+
+ends_at: ContextVar[float] = ContextVar("sequential.ends_at", default=inf)
+"""When an invocation must begin no further step, in seconds since the epoch."""
+
+_MARGIN = (1.0, 10.0)
+"""Seconds to leave for the last step at least, and at most: its tool call, its commit and the ring."""
 
 
 def current() -> Current:
-    """Return the step that the running tool is called for: its id, step and idempotency ``key``.
+    """Return the step that the running hook is called for: its id, step and idempotency ``key``.
 
     Raises:
-        LookupError: Outside of a ``call`` hook.
+        LookupError: Outside of a ``call`` and a ``resume`` hook.
     """
     try:
         record = being_called.get()
     except LookupError:
         raise LookupError(
-            "sequential.current() has an answer only while a call hook runs, in its own task or thread "
+            "sequential.current() has an answer only while a call or resume hook runs, in its own task or thread "
             "(asyncio.to_thread carries it over; a bare thread needs contextvars.copy_context().run)"
         ) from None
     return Current(record.id, record.run, record.step)
+
+
+class run_until:  # noqa: N801 - it reads as a sentence: `with run_until(deadline): flow.resume_sync(id)`
+    """Let invocations in a ``with`` block begin no further step when the platform is about to stop them.
+
+    It ends what the executor's ``budget=`` would allow, and with a budget of 0 changes nothing.
+
+    Args:
+        deadline: When the platform stops this function, in seconds since the epoch; ``math.inf``: never.
+        margin: Seconds before that at which to pause; left out, a fifth of the time left, but at least 1 second and
+            at most 10.
+    """
+
+    def __init__(self, deadline: float, margin: float | None = None) -> None:
+        least, most = _MARGIN
+        left = deadline - time()
+        self._ends_at = deadline - (min(max(left / 5, least), most) if margin is None else margin)
+
+    def __enter__(self) -> Self:
+        self._token = ends_at.set(min(self._ends_at, ends_at.get()))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ends_at.reset(self._token)

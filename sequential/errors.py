@@ -16,6 +16,7 @@
     |- EventLoopNeeded      a blocking method met something that really waits
     |- Diverged             the workflow asks for something else than it did before
     |- Fenced               another invocation has taken this execution over
+    |- CallbackFailed       a ring over HTTP could not be sent, or was refused
     |- StorageError         the store is away, full, read-only or not a store at all
     `- NotInstalled         a store's driver is an optional extra, and not there
 
@@ -225,6 +226,22 @@ class Fenced(SequentialError):
     def __init__(self, id: str, token: int) -> None:
         super().__init__(id, token)
         self.id, self.token = id, token
+
+
+class CallbackFailed(SequentialError):
+    """A ring over HTTP could not be sent, or was refused; nothing is lost, for the sweep rings again.
+
+    Args:
+        url: Where it was to go.
+        reason: What became of it.
+        status: What it was answered with, if it was.
+    """
+
+    _text = "the callback to {0} {1}: check the URL, the secret and the service there; the sweep rings again"
+
+    def __init__(self, url: str, reason: str, status: int | None = None) -> None:
+        super().__init__(url, reason, status)
+        self.url, self.reason, self.status = url, reason, status
 
 
 class StorageError(SequentialError):

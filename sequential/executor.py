@@ -5,7 +5,7 @@ from contextlib import suppress
 from time import time
 from typing import Any, TypeAlias, TypeVar
 
-from . import hooks
+from . import hooks, upkeep
 from .blocking import blocking
 from .codec import fingerprint
 from .errors import (
@@ -38,13 +38,6 @@ from .storage import new_id as fresh_id
 from .workflow import Workflow, check, name_all
 
 T = TypeVar("T")
-
-LONGEST_WAIT = 3600.0
-"""Seconds that the sweep waits at most before it rings the same execution again."""
-
-ATTEMPTS = 10
-"""Rings of the sweep without a new step after which an execution is parked: some four hours of backoff."""
-
 
 _Statuses: TypeAlias = list[Status]
 
@@ -129,7 +122,16 @@ class FlowExecutor:
             self._compare(record, wanted, input)
             return workflow
 
-        value: T | Paused = await self._invoke(wanted, True, find)
+        record, invocation = await self._claim(wanted, True, find)
+        value: T | Paused
+        if invocation is not None:
+            value = await invocation.run()
+            return value
+        assert record is not None
+        find(record)
+        if record.status in CLOSED - {"finished"}:
+            raise AlreadyEnded(record.id, record.status)
+        value = await self._standing(record)
         return value
 
     async def start(self, workflow: Workflow[Any], input: Any = None, id: str | None = None) -> str:
@@ -166,9 +168,10 @@ class FlowExecutor:
             NotSupported: On a storage of five methods.
             Exception: As from `execute`.
         """
-        return await self._invoke(
-            Record(check_id(id), "", lease=self._setup.clock() + self._setup.lease), False, self._find
-        )
+        record, invocation = await self._take(id)
+        if invocation is not None:
+            return await invocation.run()
+        return None if record is None else await self._standing(record)
 
     async def status(self, id: str) -> Status | None:
         """Tell how an execution stands, or ``None`` when there is none.
@@ -256,7 +259,7 @@ class FlowExecutor:
                 return
             if record.status in CLOSED:
                 raise AlreadyEnded(id, record.status)
-            cancelled = _cancelled(record, self._setup.clock())
+            cancelled = upkeep.cancelled(record, self._setup.clock())
             try:
                 await settle(self._setup.journal.commit(cancelled, record.token))
             except Fenced:
@@ -330,29 +333,7 @@ class FlowExecutor:
         Raises:
             NotSupported: On a storage of five methods.
         """
-        rung: list[str] = []
-        for record in await settle(self._setup.journal.due(self._setup.clock(), _positive(limit))):
-            stuck = record.attempts >= ATTEMPTS
-            # Jitter from the id and the attempt: spread like a random one, yet the same in every sweep.
-            wait = min(GRACE * 2**record.attempts, LONGEST_WAIT)
-            wait *= 0.75 + (fingerprint([record.id, record.attempts]) or 0) / 2**33
-            moved = record._replace(token=record.token + 1, lease=0.0)
-            if stuck:
-                last = f", the last error being {record.error}" if record.error else ""
-                reason = f"no progress in {ATTEMPTS} attempts of the sweep{last}: mend what is wrong, then resume it"
-                moved = moved._replace(status="stuck", due=None, attempts=0, error=reason, changed=self._setup.clock())
-            else:
-                moved = moved._replace(due=self._setup.clock() + wait, attempts=record.attempts + 1)
-            try:
-                await settle(self._setup.journal.commit(moved, record.token))
-            except Fenced:
-                continue  # another sweep or an invocation was first
-            if stuck:
-                self._setup.observer.tell("stuck", moved, moved.error or "")
-            else:
-                await self._setup.ring(moved)
-                rung.append(record.id)
-        return rung
+        return await upkeep.sweep(self._setup, _positive(limit))
 
     async def purge(self, older_than: float) -> list[str]:
         """Delete what has ended, was parked or was abandoned, and to which nothing has happened for a long time.
@@ -373,21 +354,7 @@ class FlowExecutor:
         self._needs_journal("purge")
         if not isinstance(older_than, (int, float)) or not older_than >= 0:
             raise ValueError(f"older_than= is a number of seconds, not below 0, not {older_than!r}")
-        journal, before = self._setup.journal, self._setup.clock() - older_than
-        purged, after = list[str](), ""
-        while records := await settle(journal.find(after, 100)):
-            after = records[-1].id
-            for record in records:
-                if max(record.changed, record.rings_at or 0.0) > before:
-                    continue
-                with suppress(Fenced):  # it has just gone on, or is about to
-                    last = record
-                    if record.status not in CLOSED:
-                        last = _cancelled(record, record.changed)
-                        await settle(journal.commit(last, record.token, absent=record.waits))
-                    await settle(journal.remove(last.id, last))
-                    purged.append(record.id)
-        return purged
+        return await upkeep.purge(self._setup, older_than)
 
     async def list(
         self, status: str | None = None, workflow: str | None = None, limit: int = 100, after: str | None = None
@@ -430,22 +397,23 @@ class FlowExecutor:
         data = setup.encode({} if input is None else input, f"the input of execution {id!r}")
         return Record(id, new_run(), name, data, setup.version, token=1, due=now, lease=now + setup.lease, changed=now)
 
-    async def _invoke(self, wanted: Record, create: bool, find: Callable[[Record], Workflow[Any]]) -> Any:
-        """Claim an execution and run one invocation of it, or tell why not."""
+    async def _take(self, id: str) -> tuple[Record | None, Invocation | None]:
+        """Take the lease of an execution that is known by id alone; the handler answers before it runs it."""
+        wanted = Record(check_id(id), "", lease=self._setup.clock() + self._setup.lease)
+        return await self._claim(wanted, False, self._find)
+
+    async def _claim(
+        self, wanted: Record, create: bool, find: Callable[[Record], Workflow[Any]]
+    ) -> tuple[Record | None, Invocation | None]:
+        """Take an execution's lease; there is an invocation, to be run or released, if that could be had."""
         record, taken = await settle(self._setup.journal.claim(wanted, self._setup.clock(), create))
-        if record is None:
-            return None
-        if taken:
-            return await Invocation(self._setup, record).run(find)
-        if create:
-            find(record)
+        return record, Invocation(self._setup, record, find) if taken and record else None
+
+    async def _standing(self, record: Record) -> Any:
+        """Return what an execution that cannot be run now has come to."""
         if record.status == "finished":
             return await self._value(record)
-        if record.status not in CLOSED:
-            return Paused(record.id, record.step - 1, "busy")
-        if create:
-            raise AlreadyEnded(record.id, record.status)
-        return None
+        return None if record.status in CLOSED else Paused(record.id, record.step - 1, "busy")
 
     def _compare(self, record: Record, wanted: Record, input: Any) -> None:
         """Refuse an id that belongs to another workflow or has another input."""
@@ -486,11 +454,6 @@ class FlowExecutor:
         standing = (record.id, record.status, record.step, busy, record.workflow, due, record.attempts, record.error)
         input = self._setup.journal.codec.loads(record.input) if record.input else None
         return Status(*standing, record.waits, record.version, input, None)
-
-
-def _cancelled(record: Record, now: float) -> Record:
-    ended = record._replace(token=record.token + 1, status="cancelled", due=None, lease=0.0, waits=None)
-    return ended._replace(changed=now)
 
 
 def _positive(limit: int) -> int:

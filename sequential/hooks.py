@@ -1,7 +1,8 @@
 """The two hooks that connect a flow to the world, and their process-wide slots.
 
 ``call(category, name, input)`` performs a tool; ``resume(id)`` hands the id over to the next invocation
-and returns quickly.  Either may be a plain or an ``async`` function.
+and returns quickly.  Either may be a plain or an ``async`` function, and asks `sequential.current` for the step that
+it is called for: the one to be performed, or the one with which the next invocation begins.
 
 The slots are the only mutable global state of the library, and are looked at when a hook is needed, so
 that setting one takes effect at once.

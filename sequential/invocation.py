@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from .calls import Caller
 from .codec import fingerprint
+from .context import ends_at
 from .errors import Diverged, Fenced, IdInUse, NotEncodable, describe
 from .lease import Lease
 from .requests import Again, Gather, Return, Save, Sleep, Step, Tool, Wait
@@ -24,43 +25,47 @@ class Invocation:
     Args:
         setup: What the executor was given.
         record: The record as it was claimed.
+        find: Returns the workflow of a record, or raises why it must not run.
     """
 
-    __slots__ = ("_ahead", "_caller", "_codec", "_journal", "_lease", "_progress", "_record", "_setup", "_tell")
+    __slots__ = ("_ahead", "_caller", "_find", "_journal", "_lease", "_progress", "_record", "_setup", "_tell")
 
-    def __init__(self, setup: Setup, record: Record) -> None:
-        self._setup, self._record = setup, record
-        self._journal, self._codec, self._tell = setup.journal, setup.journal.codec, setup.observer.tell
+    def __init__(self, setup: Setup, record: Record, find: Callable[[Record], Workflow[Any]]) -> None:
+        self._setup, self._record, self._find = setup, record, find
+        self._journal, self._tell = setup.journal, setup.observer.tell
         self._lease = Lease(self._renew, setup.lease)
         self._caller = Caller(setup, self._lease)
         self._progress = Progress(record)
         self._ahead = record.token > 1
         """Whether an earlier invocation may have saved results beyond the record's step."""
 
-    async def run(self, find: Callable[[Record], Workflow[Any]]) -> Any:
+    async def run(self) -> Any:
         """Replay, then perform and commit until the budget is spent, and ring; or finish.
 
-        Args:
-            find: Returns the workflow of a record, or raises why it must not run.
+        Returns:
+            What `FlowExecutor.resume` returns.
+
+        Raises:
+            Exception: As from `FlowExecutor.resume`.
         """
         try:
             self._tell("claimed", self._record)
-            return await self._go_on(find(self._record))
+            return await self._go_on(self._find(self._record))
         except GeneratorExit:
             raise  # nothing can be awaited any more; the lease will end by itself
         except BaseException as error:
             if isinstance(error, Fenced) and error.id == self._record.id:
                 self._tell("fenced", self._record, error=error)
-            await self._release(error)
+            await self.release(error)
             raise
         finally:
             self._lease.end()
 
     async def _go_on(self, workflow: Workflow[Any]) -> Any:
         """Do one step after the other, and one round after the other, to the end or to a pause."""
-        deadline = self._setup.clock() + self._setup.budget
+        deadline = min(self._setup.clock() + self._setup.budget, ends_at.get())
         while True:
-            self._progress.begin(workflow, self._codec.loads(self._record.input))
+            self._progress.begin(workflow, self._journal.codec.loads(self._record.input))
             request = await self._replay()
             while not isinstance(request, (Return, Raised)):
                 done = await self._perform(request)
@@ -81,7 +86,7 @@ class Invocation:
     async def _replay(self) -> Step | Return | Raised:
         """Send the saved results into the fresh workflow, page by page, and return what it asks for then."""
         record, step, listens = self._record, 0, self._setup.observer.listens
-        advance, loads = self._progress.advance, self._codec.loads
+        advance, loads = self._progress.advance, self._journal.codec.loads
         request, page = advance(), list[Result]()
         while step < record.step:
             page = page or await self._page(step)
@@ -133,8 +138,8 @@ class Invocation:
         """Send results, the last one first, into the workflow; the page gives them up, so that each is held once."""
         self._progress.enter()
         if isinstance(request, Gather):
-            return self._progress.advance([self._codec.loads(page.pop().data) for _ in request.tools])
-        return self._progress.advance(self._codec.loads(page.pop().data))
+            return self._progress.advance([self._journal.codec.loads(page.pop().data) for _ in request.tools])
+        return self._progress.advance(self._journal.codec.loads(page.pop().data))
 
     async def _perform(self, request: Step) -> tuple[list[Result], Result] | Record:
         """Do what is asked for.
@@ -158,7 +163,7 @@ class Invocation:
             saved.update((result.step, result) for result in come)
             page = [saved[step] for step in reversed(steps)]
             return page, come[-1] if come else page[0]
-        data, error = self._codec.dumps(None), None
+        data, error = self._journal.codec.dumps(None), None
         if isinstance(request, Sleep):
             wake = self._wake(now + request.seconds, None)
             if now < wake:
@@ -173,7 +178,7 @@ class Invocation:
                 wake = self._wake(now + request.timeout, request.name)
                 if now < wake:
                     return record._replace(wake=wake, waits=request.name)
-                data, error = self._codec.dumps({"__error": "timeout"}), "timeout"
+                data, error = self._journal.codec.dumps({"__error": "timeout"}), "timeout"
         result = Result(record.step, request.label, None, data, now, now, error)
         return [result], result
 
@@ -242,7 +247,7 @@ class Invocation:
         """Begin the next round in place of this one, and pause if the time is up."""
         old, now = self._record, self._setup.clock()
         data = await self._encode(input, f"the next input of execution {old.id!r}")
-        first = fingerprint(self._codec.loads(old.input)) if old.first_input is None else old.first_input
+        first = fingerprint(self._journal.codec.loads(old.input)) if old.first_input is None else old.first_input
         lease = now + self._setup.lease if now < deadline else 0.0
         begun = (old.id, new_run(), old.workflow, data, self._setup.version, first)
         record = Record(*begun, old.token + 1, due=now + GRACE, lease=lease, changed=now)
@@ -262,7 +267,7 @@ class Invocation:
             data = await self._encode(value, f"the final value of execution {record.id!r}")
             finished = Record(*record[:6], record.token + 1, record.step, "finished", changed=now)
             await self._write(finished, Result(record.step, "return", None, data, now, now))
-            value = self._codec.loads(data)  # what whoever asks later gets
+            value = self._journal.codec.loads(data)  # what whoever asks later gets
         else:
             await settle(self._journal.remove(record.id, record))
         self._tell("finished", self._record)
@@ -296,15 +301,19 @@ class Invocation:
         self._tell(status, self._record, error=error)
         raise error
 
-    async def _release(self, error: BaseException) -> None:
-        """Give the lease back without progress, if it is still ours and the store still there."""
+    async def release(self, error: BaseException | None = None) -> None:
+        """Give the lease back without progress, if it is still ours and the store still there.
+
+        Args:
+            error: What has come in between.
+        """
         self._progress.close()
         if (record := self._record).lease:
             # A signal that came meanwhile has left the ringing to us: look again soon.
             due = self._setup.clock() + GRACE if record.waits else record.due
-            # Neither a stop nor a mistake of the caller's tells anything about the execution.
-            silent = isinstance(error, IdInUse) or not isinstance(error, Exception)
-            reason = record.error if silent else describe(error)
+            reason = record.error  # neither a stop nor a mistake of the caller's tells anything about the execution
+            if isinstance(error, Exception) and not isinstance(error, IdInUse):
+                reason = describe(error)
             with suppress(Exception):
                 await self._write(record._replace(token=record.token + 1, due=due, lease=0.0, error=reason))
                 self._tell("released", self._record, error=error)

@@ -10,9 +10,10 @@ class Event(NamedTuple):
     """One thing that happened, as ``observe`` receives it."""
 
     kind: str
-    """``claimed``, ``replayed``, ``called``, ``committed``, ``paused``, ``rang``, ``ring failed``,
-    ``finished``, ``failed``, ``fenced``, ``diverged``, ``stuck``, ``input changed``, ``signalled``, ``restarted``,
-    ``released`` (without progress, by an error that is not recorded) or ``cancelled``."""
+    """``claimed``, ``replayed``, ``called``, ``committed``, ``paused``, ``rang``, ``ring failed``, ``not rung`` (the
+    hook returned ``False``, to leave it to the sweep), ``finished``, ``failed``, ``fenced``, ``diverged``, ``stuck``,
+    ``input changed``, ``signalled``, ``restarted``, ``released`` (without progress, by an error that is not recorded)
+    or ``cancelled``."""
     id: str
     step: int
     """How many steps are recorded."""

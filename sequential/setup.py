@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from . import hooks
 from .codec import encode
+from .context import being_called
 from .errors import NotEncodable, message_of
 from .observe import Observer
 from .storage import Journal, Record, settle
@@ -38,12 +39,15 @@ class Setup(NamedTuple):
         ring = hooks.find_resume() if self.resume is None else self.resume
         if ring is None:
             return
+        token = being_called.set(record)
         try:
-            await settle(ring(record.id))
+            rang = await settle(ring(record.id))
         except Exception as error:
             self.observer.tell("ring failed", record, "the sweep will ring again", error)
         else:
-            self.observer.tell("rang", record)
+            self.observer.tell("not rung" if rang is False else "rang", record)
+        finally:
+            being_called.reset(token)
 
 
 class Paused(dict[str, Any]):

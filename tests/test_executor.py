@@ -352,7 +352,7 @@ def test_current_tells_a_tool_its_idempotency_key() -> None:
     plain = FlowExecutor(PlainStorage(), call=lambda *_: keys.append(current().key))
     plain.execute_sync(two, "p")
     assert keys[2:] == ["p:0:0"]
-    with pytest.raises(LookupError, match="while a call hook runs"):
+    with pytest.raises(LookupError, match="while a call or resume hook runs"):
         current()
 
 

@@ -19,7 +19,7 @@ import sequential.testing
 PACKAGE = Path(sequential.__file__).parent
 CORE = {
     "blocking", "calls", "codec", "context", "errors", "executor", "hooks", "invocation", "lease", "observe",
-    "requests", "setup", "storage", "workflow",
+    "requests", "setup", "storage", "upkeep", "workflow",
 }  # fmt: skip
 HEAVY = {
     "asyncio", "concurrent", "dataclasses", "email", "http", "inspect", "logging", "multiprocessing", "nanoid", "pathlib", "random",
@@ -84,7 +84,7 @@ def test_a_store_imports_its_driver_and_no_other_store() -> None:
 @pytest.mark.parametrize("module", sorted(CORE))
 def test_imports_run_downwards_only(module: str) -> None:
     order = [
-        "errors", "blocking", "codec", "hooks", "storage", "requests", "context", "observe", "setup", "workflow", "lease",
+        "errors", "blocking", "codec", "hooks", "storage", "requests", "context", "observe", "setup", "upkeep", "workflow", "lease",
         "calls", "invocation", "executor",
     ]  # fmt: skip
     assert set(order) == CORE

@@ -1,0 +1,111 @@
+"""The handler as an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from contextlib import suppress
+from typing import Any, TypeAlias, TypeVar
+
+from ..executor import FlowExecutor
+from .callback import LIMIT
+from .handler import Handler, Request, Response, accepted, drive
+from .signing import Secret
+
+T = TypeVar("T")
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Message, Receive, Send], Coroutine[Any, Any, None]]
+
+
+def asgi_app(flow: FlowExecutor, secret: Secret | None = None, *, insecure: bool = False, threads: bool = False) -> App:
+    """Return an ASGI application that answers ``POST .../resume/{id}``, to be mounted anywhere.
+
+    It answers 202 as soon as the lease is taken, and a client that hangs up never cancels the step.  It needs no
+    lifespan.
+
+    Args:
+        flow: As for `Handler`.
+        secret: As for `Handler`.
+        insecure: As for `Handler`.
+        threads: Whether invocations run in threads, for an executor whose hooks and storage are not ``async`` and
+            would hold up the event loop.
+
+    Raises:
+        NotSupported, ValueError: As from `Handler`.
+    """
+    handler = Handler(flow, secret, insecure=insecure)
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close"})
+        elif (body := await _body(receive)) is not None:
+            headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+            path = scope.get("root_path", "") + scope["path"]  # some mounts leave their prefix in both
+            await _to_the_end(answer(Request(scope["method"], path, headers, body), send))
+
+    async def answer(request: Request, send: Send) -> None:
+        turn = await work(handler.accept(request))
+        if isinstance(turn, Response):
+            return await _start(send, turn, False)
+        await _start(send, accepted(), True)
+        await _send(send, (await work(handler.run(turn))).body, False)
+        return None
+
+    async def work(coroutine: Coroutine[Any, Any, T]) -> T:
+        if not threads:
+            return await coroutine
+        from asyncio import to_thread  # noqa: PLC0415 - whoever gets here has imported it
+
+        return await to_thread(drive, coroutine)
+
+    return app
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """Return a request's body, or as much of it as shows that it is too long; ``None`` if the client has gone."""
+    body, more = b"", True
+    while more and len(body) <= LIMIT:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body
+
+
+async def _start(send: Send, response: Response, more: bool) -> None:
+    headers = [(name.encode(), value.encode()) for name, value in response.headers.items()]
+    with suppress(Exception):
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await _send(send, response.body, more)
+
+
+async def _send(send: Send, body: bytes, more: bool) -> None:
+    with suppress(Exception):  # the client has hung up, which is none of the execution's business
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work`, even when this is cancelled, as some frameworks do when the client hangs up."""
+    from asyncio import CancelledError, create_task, shield  # noqa: PLC0415 - whoever gets here has imported it
+
+    task, cancelled = create_task(work), None
+    while not task.done():
+        try:
+            await shield(task)
+        except CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

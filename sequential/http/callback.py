@@ -1,0 +1,59 @@
+"""What a callback says: which execution, how far it was, and how many self-calls came before in a row."""
+
+from __future__ import annotations
+
+import json
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from ..errors import InvalidId
+from ..storage import Record, is_name
+
+LIMIT = 4096
+"""Bytes of a request's body at most; a callback's has some 300."""
+
+hops: ContextVar[int] = ContextVar("sequential.http.hops", default=0)
+"""How many self-calls in a row have led to this invocation."""
+
+
+class Callback(NamedTuple):
+    """One ring of the doorbell."""
+
+    id: str
+    run: str | None = None
+    """The run that it was rung for; ``None``: whichever there is."""
+    step: int | None = None
+    """The step with which the invocation is to begin; ``None``: whichever comes next."""
+    hop: int = 0
+    """How many self-calls in a row there were, this one counted."""
+
+    @property
+    def message_id(self) -> str:
+        """The same for every ring for the same step."""
+        return f"{self.id}:{self.step or 0}"
+
+    def encode(self) -> bytes:
+        """Return it as a request's body."""
+        return json.dumps({name: value for name, value in self._asdict().items() if value is not None}).encode()
+
+    def is_past(self, record: Record) -> bool:
+        """Whether the execution has gone on since."""
+        return self.run not in {None, record.run} or (self.step is not None and self.step < record.step)
+
+
+def parse(said: object, id: str) -> Callback:
+    """Return the callback for execution `id` that a JSON value says; of an empty object, whichever step comes next.
+
+    Raises:
+        ValueError: When it says nothing of the kind; the text says what is wrong.
+    """
+    if not is_name(id):
+        raise ValueError(str(InvalidId(id)))
+    if not isinstance(said, dict) or said.get("id", id) != id:
+        raise ValueError(f"it is a JSON object for execution {id!r}")
+    callback = Callback(id, said.get("run"), said.get("step"), said.get("hop", 0))
+    if not (callback.run is None or isinstance(callback.run, str)):
+        raise ValueError('"run" is not a text')
+    if not all(type(number) is int and number >= 0 for number in (callback.step or 0, callback.hop)):
+        raise ValueError('"step" and "hop" are not whole numbers from 0 on')
+    return callback

@@ -1,0 +1,219 @@
+"""`HttpResume`: the ``resume`` hook that rings over HTTP.
+
+A platform may freeze or end this process as soon as it has answered, so a ring is never left to a thread or task that
+nobody waits for.  It waits for the callee's status line too: whoever hangs up at once may never learn that a platform
+refused the call, and some frameworks cancel what they do for a client that is gone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, urlsplit
+
+from ..context import current
+from ..errors import CallbackFailed
+from ..lease import running_loop
+from ..storage import Maybe, check_id, then
+from .callback import Callback, hops
+from .signing import Secret, Signer
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
+    from socket import socket
+    from ssl import SSLContext
+
+_INTERIM = re.compile(rb"(?:HTTP/1\.\d 1\d\d\b[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n)+")
+_STATUS = re.compile(rb"HTTP/1\.\d ([2-9]\d\d)\b[^\n]*\n")
+_PIECE = 4096
+_LONGEST_HEAD = 1 << 16
+"""Bytes within which the status must have come."""
+
+_RETRIES = 1
+"""Further attempts to connect: a server that is being restarted is back at once, and one that is away stays so."""
+
+_INSTANT = 0.001
+"""Seconds: a timeout of 0 would mean not to wait at all."""
+
+_FINE = range(200, 300)
+_BUSY = 409
+"""Somebody else runs the execution, and rings when it is done."""
+
+
+class HttpResume:
+    """Rings for the next invocation by ``POST {url}/resume/{id}``: a ``resume`` hook.
+
+    In a thread with a running event loop it returns an awaitable, elsewhere it blocks.  It returns the status of the
+    answer; ``None`` when all was sent and no answer has come in time, which is all right, for the callee may be at
+    work; or ``False`` when it did not ring, because of `hop_limit`.
+
+    Args:
+        url: Where the handler is mounted, from your configuration and never from a request: ``https``, or ``http`` on
+            this host.
+        secret: What the handler knows too, to prove who rings (see `sequential.http.new_secret`).
+        headers: Sent with every ring, for a platform that asks for more.
+        ack_timeout: Seconds to wait for the answer's first line.
+        connect_timeout: Seconds to connect, a second attempt counted in.
+        hop_limit: How many self-calls in a row are made, before the rest is left to the sweep: platforms stop a
+            function that calls itself after some (Vercel 4, Cloudflare 16, Deno Deploy 1).
+        post: Sends the request instead, ``post(url, headers, body)``, plain or ``async``, by a client of yours; it
+            returns the status, or ``None`` when it has sent all and has no answer.  The timeouts are then its own.
+        insecure: Whether to ring without a secret.
+
+    Raises:
+        ValueError: When the URL is none of these, or there is no secret, or it is not one.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        secret: Secret | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        ack_timeout: float = 1.0,
+        connect_timeout: float = 3.0,
+        hop_limit: int | None = None,
+        post: Callable[[str, dict[str, str], bytes], Any] | None = None,
+        insecure: bool = False,
+    ) -> None:
+        if (secret is None) is not insecure:
+            raise ValueError(
+                "HttpResume needs secret=, the one that the handler checks (sequential.http.new_secret() makes one), "
+                "or else insecure=True, if something before the handler checks who rings: one of the two"
+            )
+        if not (ack_timeout > 0 and connect_timeout > 0):
+            raise ValueError(f"{ack_timeout=} and {connect_timeout=} must be above 0 seconds")
+        if hop_limit is not None and hop_limit < 1:
+            raise ValueError(f"hop_limit= is at least 1, or None, not {hop_limit!r}")
+        self._url = _checked(url)
+        self._signer = None if secret is None else Signer(secret)
+        self._headers = dict(headers or {})
+        self._ack, self._connect = ack_timeout, connect_timeout
+        self._hop_limit = hop_limit
+        self._post = self._ring if post is None else post
+        self._tls: SSLContext | None = None
+
+    def __call__(self, id: str) -> Maybe[int | bool | None]:
+        """Ring.
+
+        Args:
+            id: The execution's id.
+
+        Raises:
+            CallbackFailed: When it could not be sent, or was refused.
+        """
+        hop = hops.get() + 1
+        if self._hop_limit is not None and hop > self._hop_limit:
+            return False
+        try:
+            step = current()
+            callback = Callback(check_id(id), step.run, step.step, hop)
+        except LookupError:  # rung by hand
+            callback = Callback(check_id(id), hop=hop)
+        body = callback.encode()
+        headers = {"content-type": "application/json", "user-agent": "sequential", **self._headers}
+        if self._signer is not None:
+            headers.update(self._signer.sign(callback.message_id, time(), body).as_headers())
+        url = self._url._replace(path=f"{self._url.path.rstrip('/')}/resume/{id}").geturl()
+        return then(self._post(url, headers, body), lambda status: _judge(url, status))
+
+    def _ring(self, url: str, headers: dict[str, str], body: bytes) -> Maybe[int | None]:
+        """Send the request from this thread, or from another one that the running loop waits for."""
+        if running_loop() is None:
+            return self._send(url, headers, body)
+        from asyncio import to_thread  # noqa: PLC0415 - whoever gets here has imported it
+
+        return to_thread(self._send, url, headers, body)
+
+    def _send(self, url: str, headers: dict[str, str], body: bytes) -> int | None:
+        """Connect, send all, and return the status if it comes in time."""
+        parts = urlsplit(url)
+        connection = self._connected(parts)
+        try:
+            connection.sock.settimeout(self._ack)
+            give_up = monotonic() + self._ack
+            connection.request("POST", parts._replace(scheme="", netloc="").geturl(), body, headers)
+            return _status(connection.sock, give_up)
+        except OSError as error:
+            raise CallbackFailed(url, f"was sent, but the connection ended before an answer: {error!r}") from error
+        finally:
+            connection.close()
+
+    def _connected(self, parts: SplitResult) -> HTTPConnection:
+        """Return a connection, made at the second attempt if not at the first."""
+        give_up, attempts = monotonic() + self._connect, 0
+        while True:
+            connection = self._connection(parts, max(give_up - monotonic(), _INSTANT))
+            try:
+                connection.connect()
+            except OSError as error:
+                connection.close()
+                attempts += 1
+                if attempts > _RETRIES or monotonic() > give_up:
+                    raise CallbackFailed(parts.geturl(), f"could not be sent: {error!r}") from error
+            else:
+                return connection
+
+    def _connection(self, parts: SplitResult, timeout: float) -> HTTPConnection:
+        from http.client import HTTPConnection, HTTPSConnection  # noqa: PLC0415 - slow to import, needed when it rings
+
+        assert parts.hostname is not None
+        if parts.scheme == "http":
+            return HTTPConnection(parts.hostname, parts.port, timeout=timeout)
+        if self._tls is None:
+            from ssl import create_default_context  # noqa: PLC0415 - the same
+
+            self._tls = create_default_context()
+        return HTTPSConnection(parts.hostname, parts.port, timeout=timeout, context=self._tls)
+
+
+def _judge(url: str, status: int | None) -> int | None:
+    """Return a status that means that somebody runs the execution, or will."""
+    if status is None or status in _FINE or status == _BUSY:
+        return status
+    raise CallbackFailed(url, f"was answered with {status}", status)
+
+
+def _status(socket: socket, give_up: float) -> int | None:
+    """Read the status of the answer, unless it takes too long."""
+    head = b""
+    while (found := _STATUS.match(head)) is None:
+        left = give_up - monotonic()
+        if left <= 0:
+            return None
+        socket.settimeout(left)
+        try:
+            piece = socket.recv(_PIECE)
+        except TimeoutError:
+            return None
+        head += piece
+        if interim := _INTERIM.match(head):
+            head = head[interim.end() :]
+        if not piece or len(head) > _LONGEST_HEAD:
+            raise ConnectionError(f"no HTTP/1 status line in {head!r:.100}")
+    return int(found[1])
+
+
+def _checked(url: str) -> SplitResult:
+    """Return the parts of a URL that may be rung."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise ValueError(f"{url!r} is not a URL: {error}") from None
+    if not (host and url.isascii() and url.isprintable() and " " not in url) or parts.fragment or parts.username:
+        raise ValueError(f"{url!r} is not a URL to ring at: write https://host/path, as the handler is mounted")
+    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
+        raise ValueError(f"{url!r} would go over the network for all to read: use https (http only on this host)")
+    return parts
+
+
+def _is_loopback(host: str) -> bool:
+    from ipaddress import ip_address  # noqa: PLC0415 - seldom needed
+
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,98 @@
+"""The handler as a WSGI application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from http import HTTPStatus
+from typing import Any, TypeAlias
+
+from ..executor import FlowExecutor
+from .callback import LIMIT
+from .handler import Handler, Request, Response, Turn, accepted, drive
+from .signing import Secret
+
+Environ: TypeAlias = dict[str, Any]
+StartResponse: TypeAlias = Callable[..., Any]
+Run: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Any]
+"""Runs a coroutine to its end: ``asyncio.run``, or the ``run`` of an ``asyncio.Runner``."""
+
+
+def wsgi_app(
+    flow: FlowExecutor, secret: Secret | None = None, *, insecure: bool = False, run: Run | None = None
+) -> Callable[[Environ, StartResponse], Iterable[bytes]]:
+    """Return a WSGI application that answers ``POST .../resume/{id}``, to be mounted anywhere.
+
+    It answers 202 as soon as the lease is taken; a client that hangs up never keeps the step from being done.
+
+    Args:
+        flow: As for `Handler`.
+        secret: As for `Handler`.
+        insecure: As for `Handler`.
+        run: Runs the invocations of an executor whose hooks or storage are ``async``; it then answers 200 at the end.
+
+    Raises:
+        NotSupported, ValueError: As from `Handler`.
+    """
+    handler = Handler(flow, secret, insecure=insecure)
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        request = _request(environ)
+        turn: Turn | Response = drive(handler.accept(request)) if run is None else run(handler.handle(request))
+        answer = turn if isinstance(turn, Response) else accepted()
+        start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", list(answer.headers.items()))
+        return [answer.body] if isinstance(turn, Response) else _Stream(answer.body, handler, turn)
+
+    return app
+
+
+def _request(environ: Environ) -> Request:
+    headers = {
+        name.removeprefix("HTTP_").replace("_", "-").lower(): str(value)
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    }
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    return Request(environ["REQUEST_METHOD"], path, headers, _body(environ))
+
+
+def _body(environ: Environ) -> bytes:
+    """Return a request's body, or as much of it as shows that it is too long."""
+    length = environ.get("CONTENT_LENGTH") or ""
+    if not (length.isascii() and length.isdigit()):
+        # Without a length, reading is only safe where the server knows the end of a body that comes in chunks.
+        length = str(LIMIT + 1) if environ.get("wsgi.input_terminated") else "0"
+    body: bytes = environ["wsgi.input"].read(min(int(length), LIMIT + 1))
+    return body
+
+
+class _Stream:
+    """A response whose first bytes leave before the step is done.
+
+    Args:
+        begin: These bytes.
+        handler: Runs the invocation.
+        turn: Which one.
+    """
+
+    def __init__(self, begin: bytes, handler: Handler, turn: Turn) -> None:
+        self._begin: bytes | None = begin
+        self._handler = handler
+        self._turn: Turn | None = turn
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._begin is not None:
+            begin, self._begin = self._begin, None
+            return begin
+        if self._turn is None:
+            raise StopIteration
+        turn, self._turn = self._turn, None
+        return drive(self._handler.run(turn)).body
+
+    def close(self) -> None:
+        """Do the step, if the client has hung up before it: servers call this whatever happens (PEP 3333)."""
+        self._begin = None
+        for _ in self:
+            pass

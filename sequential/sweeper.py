@@ -1,0 +1,35 @@
+"""The sweep as a task that goes on: in an ASGI process, or behind ``python -m sequential sweep``."""
+
+from __future__ import annotations
+
+from asyncio import sleep
+from logging import getLogger
+
+from .errors import NotSupported
+from .executor import FlowExecutor
+
+
+async def sweep_forever(flow: FlowExecutor, every: float = 60.0, limit: int = 100) -> None:
+    """Sweep now and then, until cancelled; any number of processes may do so.
+
+    Args:
+        flow: The executor; its ``resume`` hook is what rings.
+        every: Seconds from one sweep to the next; there is none when the last one has found as many as it may ring.
+        limit: How many executions one sweep rings at most.
+
+    Raises:
+        NotSupported: On a storage of five methods.
+        ValueError: When `every` or `limit` is out of range.
+    """
+    if not every > 0:
+        raise ValueError(f"every= is a number of seconds above 0, not {every!r}")
+    while True:
+        rung: list[str] = []
+        try:
+            rung = await flow.sweep(limit)
+        except (NotSupported, ValueError):
+            raise
+        except Exception:
+            getLogger("sequential").exception("the sweep failed, and is tried again in %g seconds", every)
+        if len(rung) < limit:
+            await sleep(every)

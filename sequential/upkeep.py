@@ -1,0 +1,69 @@
+"""What is done for executions from outside: ring those that are late, remove those that are old."""
+
+from contextlib import suppress
+
+from .codec import fingerprint
+from .errors import Fenced
+from .setup import GRACE, Setup
+from .storage import CLOSED, Record, settle
+
+LONGEST_WAIT = 3600.0
+"""Seconds that the sweep waits at most before it rings the same execution again."""
+
+ATTEMPTS = 10
+"""Rings of the sweep without a new step after which an execution is parked: some four hours of backoff."""
+
+PAGE = 100
+"""Records that are looked at together when old ones are removed."""
+
+
+async def sweep(setup: Setup, limit: int) -> list[str]:
+    """Ring up to `limit` executions whose time has come, and return their ids."""
+    rung: list[str] = []
+    for record in await settle(setup.journal.due(setup.clock(), limit)):
+        stuck = record.attempts >= ATTEMPTS
+        # Jitter from the id and the attempt: spread like a random one, yet the same in every sweep.
+        wait = min(GRACE * 2**record.attempts, LONGEST_WAIT)
+        wait *= 0.75 + (fingerprint([record.id, record.attempts]) or 0) / 2**33
+        moved = record._replace(token=record.token + 1, lease=0.0)
+        if stuck:
+            last = f", the last error being {record.error}" if record.error else ""
+            reason = f"no progress in {ATTEMPTS} attempts of the sweep{last}: mend what is wrong, then resume it"
+            moved = moved._replace(status="stuck", due=None, attempts=0, error=reason, changed=setup.clock())
+        else:
+            moved = moved._replace(due=setup.clock() + wait, attempts=record.attempts + 1)
+        try:
+            await settle(setup.journal.commit(moved, record.token))
+        except Fenced:
+            continue  # another sweep or an invocation was first
+        if stuck:
+            setup.observer.tell("stuck", moved, moved.error or "")
+        else:
+            await setup.ring(moved)
+            rung.append(record.id)
+    return rung
+
+
+async def purge(setup: Setup, older_than: float) -> list[str]:
+    """Remove what has not changed for `older_than` seconds and is not to be due, and return its ids."""
+    journal, before = setup.journal, setup.clock() - older_than
+    purged, after = list[str](), ""
+    while records := await settle(journal.find(after, PAGE)):
+        after = records[-1].id
+        for record in records:
+            if max(record.changed, record.rings_at or 0.0) > before:
+                continue
+            with suppress(Fenced):  # it has just gone on, or is about to
+                last = record
+                if record.status not in CLOSED:
+                    last = cancelled(record, record.changed)
+                    await settle(journal.commit(last, record.token, absent=record.waits))
+                await settle(journal.remove(last.id, last))
+                purged.append(record.id)
+    return purged
+
+
+def cancelled(record: Record, now: float) -> Record:
+    """Return the record of an execution that never runs again."""
+    ended = record._replace(token=record.token + 1, status="cancelled", due=None, lease=0.0, waits=None)
+    return ended._replace(changed=now)
