@@ -90,7 +90,12 @@ def _flow(options: argparse.Namespace, storage: Any) -> FlowExecutor:
             )
         return FlowExecutor(storage, resume=HttpResume(options.url, secret))
     module, _, name = options.app.partition(":")
-    flow = getattr(import_module(module), name or "flow", None)
+    try:
+        flow = getattr(import_module(module), name or "flow", None)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise  # of what the module needs, the place matters
+        flow = None
     if not isinstance(flow, FlowExecutor):
-        raise TypeError(f"{options.app} is no FlowExecutor: write module:name, as in app:flow")
+        raise TypeError(f"{options.app} is no FlowExecutor: write module:name, as in app:flow, in its folder")
     return flow

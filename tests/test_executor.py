@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import pickle
+import time
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -27,12 +28,15 @@ from sequential import (
     SequentialError,
     UnknownExecution,
     UnknownWorkflow,
+    again,
     current,
+    run_until,
     save,
     tool,
     version,
 )
 from sequential.codec import JSONCodec
+from sequential.context import ends_at
 from sequential.setup import GRACE
 from sequential.storage import Record, Result, journal_for
 from sequential.stores.memory import MemoryStorage
@@ -354,6 +358,83 @@ def test_current_tells_a_tool_its_idempotency_key() -> None:
     assert keys[2:] == ["p:0:0"]
     with pytest.raises(LookupError, match="while a call or resume hook runs"):
         current()
+
+
+def test_current_tells_the_resume_hook_which_step_it_rings_for() -> None:
+    rung: list[tuple[str, int]] = []
+
+    def two() -> Flow:
+        yield tool("api", "one")
+        return again({}) if len(rung) < 3 else None
+
+    def ring(id: str) -> None:
+        rung.append((current().run, current().step))
+
+    storage, clock = MemoryStorage(), FakeClock()
+    flow = FlowExecutor(storage, call=echo, resume=ring, workflows=[two], clock=clock)
+    flow.start_sync(two, id="k")
+    first = storage.read("k")
+    flow.resume_sync("k")
+    flow.resume_sync("k")
+    clock.advance(31)
+    flow.sweep_sync()
+    second = storage.read("k")
+    assert first is not None
+    assert second is not None
+    assert first.run != second.run
+    assert rung == [(first.run, 0), (first.run, 1), (second.run, 0), (second.run, 0)]
+    with pytest.raises(LookupError):
+        current()
+
+
+def test_a_hook_that_returns_false_has_not_rung_and_that_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[Event] = []
+
+    def one() -> Flow:
+        yield tool("api", "one")
+
+    FlowExecutor(MemoryStorage(), call=echo, resume=lambda _: False, observe=told.append).execute_sync(one, "k")
+    assert [event.kind for event in told][-1] == "not rung"
+    FlowExecutor(MemoryStorage(), call=echo, resume=lambda _: False).execute_sync(one, "k")
+    assert caplog.messages == []
+
+
+def test_an_invocation_ends_a_margin_before_the_platform_does() -> None:
+    clock = FakeClock()
+
+    def five(input: Any) -> Flow:
+        for number in range(5):
+            yield tool("api", str(number))
+        return "done"
+
+    def call(category: str, name: str, input: Any) -> None:
+        clock.advance(10)
+
+    flow = FlowExecutor(MemoryStorage(), call=call, budget=math.inf, clock=clock)
+    with run_until(clock() + 35, margin=5):
+        assert flow.execute_sync(five, "inf") == {"paused": "inf", "step": 2}
+        with run_until(clock() + 1e6):  # of two deadlines the earlier one counts
+            assert flow.execute_sync(five, "inf") == {"paused": "inf", "step": 3}
+    with run_until(clock() - 5):  # one that is over does a step all the same, or nothing would ever be done
+        answer = flow.execute_sync(five, "inf")
+    assert isinstance(answer, Paused)
+    assert (answer["step"], answer.reason) == (4, "budget")
+    assert flow.execute_sync(five, "inf") == "done"
+
+    one_step = FlowExecutor(MemoryStorage(), call=call, clock=clock)
+    with run_until(math.inf):
+        assert one_step.execute_sync(five, "zero") == {"paused": "zero", "step": 0}
+    short = FlowExecutor(MemoryStorage(), call=call, budget=15, clock=clock)
+    with run_until(clock() + 1000):
+        assert short.execute_sync(five, "short") == {"paused": "short", "step": 1}
+
+
+@pytest.mark.parametrize(("left", "margin"), [(3.0, 1.0), (30.0, 6.0), (900.0, 10.0), (-1.0, 1.0)])
+def test_the_margin_is_a_part_of_the_time_that_is_left(left: float, margin: float) -> None:
+    deadline = time.time() + left
+    with run_until(deadline):
+        assert ends_at.get() == pytest.approx(deadline - margin, abs=0.2)
+    assert ends_at.get() == math.inf
 
 
 def test_a_retried_step_keeps_its_key_and_current_reaches_threads() -> None:

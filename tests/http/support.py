@@ -1,0 +1,83 @@
+"""A flow behind a handler, and callbacks for it, as several tests need them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from time import time
+from typing import Any
+
+from sequential import FlowExecutor, tool
+from sequential.http import Request
+from sequential.http.callback import Callback
+from sequential.http.signing import Signer
+from sequential.storage import Record
+from sequential.stores.memory import MemoryStorage
+
+SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+OTHER_SECRET = "whsec_" + "C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+
+
+def three(input: Any) -> Generator[Any, Any, Any]:
+    zero = yield tool("api", "square", 0)
+    one = yield tool("api", "square", 1)
+    return [zero, one, (yield tool("api", "square", 2))]
+
+
+class Watched(MemoryStorage):
+    """Counts what is asked of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
+        self.asked += 1
+        return super().claim(wanted, now, create)
+
+    def read(self, id: str) -> Record | None:
+        self.asked += 1
+        return super().read(id)
+
+
+class World:
+    """A store, an executor over it, and what was called and rung.
+
+    Args:
+        options: For the executor.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.storage = Watched()
+        self.called: list[int] = []
+        self.rung: list[str] = []
+        self.during: Callable[[], object] = lambda: None
+        given = {"call": self.call, "resume": self.rung.append, "workflows": [three], "retain": True, **options}
+        self.flow = FlowExecutor(self.storage, **given)
+
+    def call(self, category: str, name: str, input: int) -> int:
+        self.called.append(input)
+        self.during()
+        return input * input
+
+    def start(self, id: str = "exec-1") -> Record:
+        self.flow.start_sync(three, id=id)
+        return self.record(id)
+
+    def record(self, id: str = "exec-1") -> Record:
+        record = MemoryStorage.read(self.storage, id)
+        assert record is not None
+        return record
+
+
+def callback_for(record: Record, hop: int = 1) -> Callback:
+    return Callback(record.id, record.run, record.step, hop)
+
+
+def request_for(
+    callback: Callback, secret: str = SECRET, *, at: float | None = None, path: str | None = None, **changed: Any
+) -> Request:
+    """The signed request that rings, or one that differs from it."""
+    body = changed.pop("body", callback.encode())
+    headers = Signer(secret).sign(callback.message_id, time() if at is None else at, body).as_headers()
+    request = Request("POST", path or f"/flows/resume/{callback.id}", headers, body)
+    return request._replace(**changed)

@@ -1,0 +1,214 @@
+"""The sweep as a service: a task that goes on, and a command, any number of which may run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+
+from sequential import FlowExecutor, NotSupported, StorageError
+from sequential.cli import main
+from sequential.stores.memory import MemoryStorage
+from sequential.stores.sqlite import SQLiteStorage
+from sequential.sweeper import sweep_forever
+from sequential.testing import FakeClock
+from tests.http.support import SECRET, three
+from tests.support import PlainStorage
+
+OVERDUE = FakeClock(1_000_000_000.0)
+"""A clock so late that what it starts has been due for years."""
+
+
+class Bell(ThreadingHTTPServer):
+    """Counts who is rung."""
+
+    request_queue_size = 200
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Ring)
+        self.rung: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/flows"
+
+
+class Ring(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Bell)
+        self.server.rung.append(self.path.rpartition("/")[2])
+        self.send_response(202)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def bell() -> Iterator[Bell]:
+    with Bell() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def environment(bell: Bell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a store with 20 executions that are overdue, which the environment names."""
+    url = f"sqlite:///{tmp_path}/flows.db"
+    with contextlib.closing(SQLiteStorage(tmp_path / "flows.db")) as storage:
+        flow = FlowExecutor(storage, clock=OVERDUE)
+        for number in range(20):
+            flow.start_sync(three, id=f"exec-{number:02}")
+    for name, value in (("STORE", url), ("URL", bell.url), ("SECRET", SECRET)):
+        monkeypatch.setenv(f"SEQUENTIAL_{name}", value)
+    monkeypatch.chdir(tmp_path)
+    return url
+
+
+IDS = [f"exec-{number:02}" for number in range(20)]
+COMMAND = [sys.executable, "-m", "sequential", "sweep"]
+
+
+def command(*options: str) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        [*COMMAND, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def wait_for(bell: Bell, count: int) -> None:
+    deadline = monotonic() + 30
+    while len(bell.rung) < count:
+        assert monotonic() < deadline, bell.rung
+        sleep(0.01)
+
+
+def test_two_commands_at_once_ring_once(bell: Bell, environment: str) -> None:
+    both = [command(), command()]
+    outputs = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert sorted(bell.rung) == IDS
+    assert sorted(line for output, _ in outputs for line in output.split()) == IDS
+
+
+@pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGINT])
+def test_the_service_goes_on_until_it_is_stopped(bell: Bell, environment: str, blow: signal.Signals) -> None:
+    service = command("--every", "0.05", "--limit", "7")
+    wait_for(bell, 20)
+    with contextlib.closing(SQLiteStorage(environment.removeprefix("sqlite:///"))) as storage:
+        FlowExecutor(storage, clock=OVERDUE).start_sync(three, id="another")
+    wait_for(bell, 21)
+    service.send_signal(blow)
+    output, errors = service.communicate(timeout=30)
+    assert (service.returncode, output, errors) == (0, "", "")
+    assert sorted(bell.rung) == ["another", *IDS]
+
+
+def test_an_executor_of_ones_own_is_named_by_its_module(
+    bell: Bell, environment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_app.py").write_text(
+        "from sequential import FlowExecutor, stores\n"
+        "rung = []\n"
+        f"flow = FlowExecutor(stores.open({environment!r}), resume=rung.append)\n"
+        "other = 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    main(["sweep", "my_app:flow", "--limit", "5"])
+    assert len(capsys.readouterr().out.split()) == 5
+    main(["sweep", "my_app"])
+    assert len(capsys.readouterr().out.split()) == 15
+    assert sorted(sys.modules["my_app"].rung) == IDS
+    sys.modules["my_app"].flow._setup.journal.close()
+    assert bell.rung == []
+    for wrong in ("my_app:other", "my_app:missing", "not_there:flow"):
+        with pytest.raises(SystemExit, match=f"{wrong} is no FlowExecutor: write module:name"):
+            main(["sweep", wrong])
+    (tmp_path / "broken.py").write_text("import not_there")
+    with pytest.raises(ModuleNotFoundError, match="not_there"):
+        main(["sweep", "broken:flow"])
+
+
+@pytest.mark.parametrize(
+    ("absent", "reason"),
+    [
+        ("STORE", "--store URL, or SEQUENTIAL_STORE"),
+        ("URL", "--url URL or SEQUENTIAL_URL"),
+        ("SECRET", "SEQUENTIAL_SECRET"),
+    ],
+)
+def test_what_is_not_told_is_asked_for(
+    absent: str, reason: str, environment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(f"SEQUENTIAL_{absent}")
+    with pytest.raises(SystemExit, match=f"sequential: .*{reason}"):
+        main(["sweep"])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--store", "mysql://x"], "there is no store for 'mysql://x'"),
+        (["--url", "http://example.org"], "use https"),
+        (["--limit", "0"], "limit= is a number of executions"),
+        (["--every", "0"], "every= is a number of seconds above 0"),
+        (["--every", "nan"], "every= is a number of seconds above 0"),
+    ],
+)
+def test_what_is_wrong_is_one_line(options: list[str], reason: str, environment: str) -> None:
+    with pytest.raises(SystemExit, match=f"sequential: .*{reason}"):
+        main(["sweep", *options])
+
+
+def test_a_store_that_is_away_ends_one_sweep_and_not_the_service(caplog: pytest.LogCaptureFixture) -> None:
+    class Sometimes(MemoryStorage):
+        asked = 0
+
+        def due(self, now: float, limit: int) -> Any:
+            self.asked += 1
+            if self.asked == 1:
+                raise StorageError("the server is away")
+            return super().due(now, limit)
+
+    rung: list[str] = []
+    storage = Sometimes()
+    FlowExecutor(storage, clock=OVERDUE).start_sync(three, id="exec-1")
+    OVERDUE.advance(31)
+
+    async def run() -> None:
+        enough = asyncio.Event()
+
+        def ring(id: str) -> None:
+            rung.append(id)
+            enough.set()
+
+        flow = FlowExecutor(storage, resume=ring, clock=OVERDUE)
+        service = asyncio.create_task(sweep_forever(flow, every=0.01))
+        async with asyncio.timeout(30):
+            await enough.wait()
+        service.cancel()
+        await asyncio.wait([service])
+
+    asyncio.run(run())
+    assert rung == ["exec-1"]
+    assert caplog.messages == ["the sweep failed, and is tried again in 0.01 seconds"]
+
+
+def test_what_never_will_work_ends_the_service() -> None:
+    with pytest.raises(NotSupported, match="sweep needs more than the five storage methods"):
+        asyncio.run(sweep_forever(FlowExecutor(PlainStorage())))
