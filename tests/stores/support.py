@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier
 from typing import Any, Protocol
 
+import pytest
+
 from sequential import FlowExecutor, Paused, save, tool
 from sequential.errors import Fenced, StorageError
+from sequential.storage import Record, Result
 
 STEPS = 5
+NOW = 1_700_000_000.0
+LARGE = 100_000_000
+"""Bytes that a result may well have."""
 
 
 def squares(input: dict[str, int]) -> Generator[Any, Any, Any]:
@@ -26,6 +35,21 @@ def squares(input: dict[str, int]) -> Generator[Any, Any, Any]:
 
 def square(category: str, name: str, input: int) -> int:
     return input**2
+
+
+def held(storage: Any, id: str = "one", **fields: Any) -> Record:
+    """A record that was created, and is held."""
+    common = Record(id, f"run of {id}", "workflow", b"{}", token=1, due=NOW, lease=NOW + 60, changed=NOW)
+    record = common._replace(**fields)
+    assert storage.claim(record, NOW, True) == (record, True)
+    return record
+
+
+def step(storage: Any, record: Record, data: bytes = b"null", **fields: Any) -> Record:
+    """The record after a step."""
+    new = record._replace(token=record.token + 1, step=record.step + 1, **fields)
+    storage.commit(new, record.token, Result(record.step, data=data))
+    return new
 
 
 class Server(Protocol):
@@ -116,6 +140,77 @@ def dies(storage: Any, method: str, point: int, action: Callable[[], Any]) -> bo
     finally:
         setattr(storage, method, request)
     return False
+
+
+def commit_and_die(
+    storage: Any,
+    other: Any,
+    requests: tuple[Any, str],
+    results: list[Result],
+    *,
+    removed: Callable[[str], object],
+    goes_on: bool = True,
+) -> int:
+    """Let a writer of a large result die before and after each of its requests, and return at how many places.
+
+    What it wrote is never seen, and never in the way of who goes on.
+
+    Args:
+        storage: The writer's.
+        other: The storage of those who come after it.
+        requests: Whose method makes a request, and its name.
+        results: What the first one writes, and what the next one does.
+        removed: Called with the id of an execution that was removed.
+        goes_on: Whether another one writes after it.
+    """
+    point, died = 0, True
+    while died:
+        record = held(storage, f"id-{point}")
+        write = partial(storage.commit, record._replace(token=2, step=1), 1, results[0])
+        died = dies(*requests, point, write)
+        stored = other.read(record.id)
+        assert other.results(stored, 0, 1) == results[: stored.step]
+        if not stored.step:
+            claimed, _ = other.claim(record._replace(lease=NOW + 500), NOW + 100, False)
+            with pytest.raises(Fenced):  # the first writer was only slow, and goes on
+                write()
+            if goes_on:
+                other.commit(claimed._replace(token=3, step=1), 2, results[1])
+                assert other.results(claimed, 0, 1) == results[1:]
+                with pytest.raises(Fenced):
+                    write()
+                assert other.results(claimed, 0, 1) == results[1:]
+        other.remove(record.id)
+        removed(record.id)
+        point += 1
+    return point
+
+
+def peaks(make: str) -> tuple[int, int]:
+    """Write and read a large result in a process of its own, and return its peak memory for the one and for both.
+
+    Args:
+        make: Statements that make ``storage``.
+    """
+    code = f"""
+import resource
+from sequential.storage import Record, Result
+{make}
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+record = Record("one", "run", token=1, lease=2e9)
+storage.claim(record, 1.0, True)
+start = peak()
+data = bytes(range(250)) * ({LARGE} // 250)
+storage.commit(record._replace(token=2, step=1), 1, Result(0, data=data))
+written = peak() - start
+assert storage.results(record, 0, 1).pop().data == data
+print(written, peak() - start)
+storage.remove("one")
+storage.close()
+"""
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    written, read = map(int, ran.stdout.split())
+    return written, read
 
 
 def together(*calls: Callable[[], Any]) -> list[Any]:

@@ -32,11 +32,9 @@ from sequential.testing.conformance import FEW_POINTS
 from sequential.testing.crash import count_crash_points
 from tests.servers.dynamodb import DynamoServer
 from tests.servers.proxy import Proxy
-from tests.stores.support import dies, square, squares, together
+from tests.stores.support import LARGE, NOW, commit_and_die, dies, held, peaks, square, squares, step, together
 from tests.support import echo
 
-NOW = 1_700_000_000.0
-LARGE = 100_000_000
 PART = 1 << 18
 WRITERS = 32
 ROUNDS = 4  # of 32 commits, of which moto does one at a time, in some ten milliseconds
@@ -149,19 +147,6 @@ def another(storage: Any, server: DynamoServer, **options: Any) -> Any:
     from sequential.stores.dynamodb import DynamoDBStorage
 
     return DynamoDBStorage(new_client(server), table=storage._table.name, **options)
-
-
-def held(storage: Any, id: str = "one", **fields: Any) -> Record:
-    """A record that was created, and is held."""
-    record = Record(id, f"run of {id}", "workflow", b"{}", token=1, due=NOW, lease=NOW + 60)._replace(**fields)
-    assert storage.claim(record, NOW, True) == (record, True)
-    return record
-
-
-def step(storage: Any, record: Record, data: bytes = b"null", **fields: Any) -> Record:
-    new = record._replace(token=record.token + 1, step=record.step + 1, **fields)
-    storage.commit(new, record.token, Result(record.step, data=data))
-    return new
 
 
 def items(storage: Any, id: str = "one") -> dict[str, dict[str, Any]]:
@@ -306,26 +291,12 @@ class TestSizes:
     def test_a_hundred_megabytes_go_in_and_out_in_little_memory(
         self, storage: Any, dynamodb_server: DynamoServer
     ) -> None:
-        code = (
-            "import boto3, resource\n"
-            "from sequential.storage import Record, Result\n"
+        written, read = peaks(
+            "import boto3\n"
             "from sequential.stores.dynamodb import DynamoDBStorage\n"
             f"client = boto3.client('dynamodb', **{dynamodb_server.options!r})\n"
             f"storage = DynamoDBStorage(client, table={storage._table.name!r})\n"
-            "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
-            "record = Record('one', 'run', token=1, lease=2e9)\n"
-            "storage.claim(record, 1.0, True)\n"
-            "start = peak()\n"
-            f"data = bytes(range(250)) * ({LARGE} // 250)\n"
-            "storage.commit(record._replace(token=2, step=1), 1, Result(0, data=data))\n"
-            "written = peak() - start\n"
-            "assert storage.results(record, 0, 1).pop().data == data\n"
-            "print(written, peak() - start)\n"
-            "storage.remove('one')\n"
-            "storage.close()\n"
         )
-        ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-        written, read = map(int, ran.stdout.split())
         assert written < 1.7 * LARGE  # the result is one of them
         assert read < 2.7 * LARGE
         assert items(storage) == {}
@@ -388,29 +359,13 @@ class TestSizes:
         assert [record.id for record in other.due(NOW + 99, 999)] == ids[20:]
 
     def test_a_writer_dies_between_any_two_requests(self, storage: Any, other: Any, small_parts: None) -> None:
-        """What it wrote is never seen, and never in the way of who goes on."""
         results = [Result(0, "first", data=b"1" * 6001), Result(0, "second", data=b"2" * 5700)]
-        point, died = 0, True
-        while died:
-            record = held(storage, f"id-{point}")
-            write = partial(storage.commit, record._replace(token=2, step=1), 1, results[0])
-            died = dies(storage._table, "ask", point, write)
-            stored = other.read(record.id)
-            assert other.results(stored, 0, 1) == results[: stored.step]
-            if not stored.step:
-                claimed, _ = other.claim(record._replace(lease=NOW + 500), NOW + 100, False)
-                with pytest.raises(Fenced):  # the first writer was only slow, and goes on
-                    write()
-                stored = claimed._replace(token=3, step=1)
-                other.commit(stored, 2, results[1])
-                assert other.results(stored, 0, 1) == results[1:]
-                with pytest.raises(Fenced):
-                    write()
-                assert other.results(stored, 0, 1) == results[1:]
-            other.remove(record.id)
-            assert items(storage, record.id) == {}
-            point += 1
-        assert point == 7  # before and after two requests for parts, and one for the record, and nowhere
+
+        def removed(id: str) -> None:
+            assert items(storage, id) == {}
+
+        # Before and after two requests for parts, and one for the record, and nowhere.
+        assert commit_and_die(storage, other, (storage._table, "ask"), results, removed=removed) == 7
 
     @pytest.mark.parametrize("what", ["claim", "signal", "restart", "remove", "save"])
     def test_death_within_anything_else(self, storage: Any, other: Any, what: str, small_parts: None) -> None:

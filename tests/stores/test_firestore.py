@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import math
-import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -31,14 +30,12 @@ from sequential.testing import (
 from sequential.testing.conformance import FEW_POINTS
 from sequential.testing.crash import count_crash_points
 from tests.conftest import FirestoreServer
-from tests.stores.support import dies, square, squares, together
+from tests.stores.support import LARGE, NOW, commit_and_die, dies, held, peaks, square, squares, step, together
 from tests.support import echo
 
 if TYPE_CHECKING:
     from tests.servers.firestore import FirestoreModel
 
-NOW = 1_700_000_000.0
-LARGE = 100_000_000
 WRITERS = 32
 ROUNDS = 10  # a request takes the model milliseconds, and a round takes at least 32
 
@@ -144,19 +141,6 @@ def model(own_model: FirestoreModel | None) -> FirestoreModel:
     return own_model
 
 
-def held(storage: Any, id: str = "one", **fields: Any) -> Record:
-    """A record that was created, and is held."""
-    record = Record(id, f"run of {id}", "workflow", b"{}", token=1, due=NOW, lease=NOW + 60)._replace(**fields)
-    assert storage.claim(record, NOW, True) == (record, True)
-    return record
-
-
-def step(storage: Any, record: Record, data: bytes = b"null", **fields: Any) -> Record:
-    new = record._replace(token=record.token + 1, step=record.step + 1, **fields)
-    storage.commit(new, record.token, Result(record.step, data=data))
-    return new
-
-
 def documents(storage: Any, id: str = "one") -> dict[str, dict[str, Any]]:
     """All that is stored of an execution."""
     record = storage._document(id)
@@ -195,26 +179,11 @@ class TestTogether:
 
 class TestSizes:
     def test_a_hundred_megabytes_go_in_and_out_in_little_memory(self) -> None:
-        code = (
-            "import resource\n"
+        written, read = peaks(
             "from google.cloud.firestore import Client\n"
-            "from sequential.storage import Record, Result\n"
             "from sequential.stores.firestore import FirestoreStorage\n"
             f"storage = FirestoreStorage(Client(project='test'), collection={new_collection()!r})\n"
-            "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
-            "record = Record('one', 'run', token=1, lease=2e9)\n"
-            "storage.claim(record, 1.0, True)\n"
-            "start = peak()\n"
-            f"data = bytes(range(250)) * ({LARGE} // 250)\n"
-            "storage.commit(record._replace(token=2, step=1), 1, Result(0, data=data))\n"
-            "written = peak() - start\n"
-            "assert storage.results(record, 0, 1).pop().data == data\n"
-            "print(written, peak() - start)\n"
-            "storage.remove('one')\n"
-            "storage.close()\n"
         )
-        ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-        written, read = map(int, ran.stdout.split())
         assert written < 1.7 * LARGE  # the result is one of them
         assert read < 2.7 * LARGE
 
@@ -252,30 +221,14 @@ class TestSizes:
         assert documents(storage) == {}
 
     def test_a_writer_dies_between_any_two_requests(self, storage: Any, other: Any) -> None:
-        """What it wrote is never seen, and never in the way of who goes on."""
         size = 9 * 900_000 + 1
         results = [Result(0, "first", data=b"1" * size), Result(0, "second", data=b"2" * (size - 900_000))]
-        point, died = 0, True
-        while died:
-            record = held(storage, f"id-{point}")
-            write = partial(storage.commit, record._replace(token=2, step=1), 1, results[0])
-            died = dies(storage, "_ask", point, write)
-            stored = other.read(record.id)
-            assert other.results(stored, 0, 1) == results[: stored.step]
-            if not stored.step:
-                claimed, _ = other.claim(record._replace(lease=NOW + 500), NOW + 100, False)
-                with pytest.raises(Fenced):  # the first writer was only slow, and goes on
-                    write()
-                stored = claimed._replace(token=3, step=1)
-                other.commit(stored, 2, results[1])
-                assert other.results(stored, 0, 1) == results[1:]
-                with pytest.raises(Fenced):
-                    write()
-                assert other.results(stored, 0, 1) == results[1:]
-            other.remove(record.id)
-            assert documents(storage, record.id) == {}
-            point += 1
-        assert point == 7  # before and after two requests for parts, and one for the record, and nowhere
+
+        def removed(id: str) -> None:
+            assert documents(storage, id) == {}
+
+        # Before and after two requests for parts, and one for the record, and nowhere.
+        assert commit_and_die(storage, other, (storage, "_ask"), results, removed=removed) == 7
 
     @pytest.mark.parametrize("what", ["claim", "signal", "restart", "remove"])
     def test_death_within_anything_else(self, storage: Any, other: Any, what: str) -> None:

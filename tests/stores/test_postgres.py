@@ -6,7 +6,6 @@ import asyncio
 import importlib
 import json
 import math
-import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Generator, Iterator
@@ -32,10 +31,7 @@ from sequential.testing import (
 from tests.conftest import OwnServer
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import Proxy
-from tests.stores.support import Crowd, dies, square, squares
-
-NOW = 1_700_000_000.0
-LARGE = 100_000_000
+from tests.stores.support import LARGE, NOW, Crowd, commit_and_die, held, peaks, square, squares
 
 _numbers = count()
 
@@ -152,13 +148,6 @@ async def pooled(url: str, prefix: str = "sequential_", **options: Any) -> Async
         await storage.close()
 
 
-def held(storage: Any, id: str = "one", **fields: Any) -> Record:
-    """A record that was created, and is held."""
-    record = Record(id, f"run of {id}", "workflow", b"{}", token=1, due=NOW, lease=NOW + 60)._replace(**fields)
-    assert storage.claim(record, NOW, True) == (record, True)
-    return record
-
-
 class TestTogether:
     async def race(self, storage: Any, rounds: int, writers: int = 32) -> None:
         record = Record("one", "run", token=1, lease=NOW + 60)
@@ -230,30 +219,15 @@ class TestSizes:
         assert storage.received(record, "yes") == data
 
     def test_a_writer_dies_between_any_two_parts(self, storage: Any) -> None:
-        """What it wrote is never seen, and never in the way of who goes on."""
         from sequential.stores import postgres
 
         size = 3 * postgres.PART + 1
         results = [Result(0, "first", data=b"1" * size), Result(0, "second", data=b"2" * (size - postgres.PART))]
-        point, died = 0, True
-        while died:
-            record = held(storage, f"id-{point}")
-            write = partial(storage.commit, record._replace(token=2, step=1), 1, results[0])
-            died = dies(storage, "_execute", point, write)
-            stored = storage.read(record.id)
-            assert storage.results(stored, 0, 1) == results[: stored.step]
-            if not stored.step:
-                claimed, _ = storage.claim(record._replace(lease=NOW + 500), NOW + 100, False)
-                with pytest.raises(Fenced):  # the first writer was only slow, and goes on
-                    write()
-                stored = claimed._replace(token=3, step=1)
-                storage.commit(stored, 2, results[1])
-                assert storage.results(stored, 0, 1) == results[1:]
-                with pytest.raises(Fenced):
-                    write()
-                assert storage.results(stored, 0, 1) == results[1:]
-            point += 1
-        assert point > 8
+
+        def removed(id: str) -> None:
+            assert storage.read(id) is None
+
+        assert commit_and_die(storage, storage, (storage, "_execute"), results, removed=removed) > 8
 
     def test_a_large_result_that_is_deleted_while_it_is_read(self, storage: Any) -> None:
         from sequential.stores import postgres
@@ -273,29 +247,12 @@ class TestSizes:
             storage.results(record, 0, 1)
 
     def test_memory_stays_within_a_few_results(self, postgres_server: PostgresServer, storage: Any) -> None:
-        code = (
-            "import sys, resource, psycopg\n"
-            "from sequential.storage import Record, Result\n"
+        written, read = peaks(
+            "import psycopg\n"
             "from sequential.stores.postgres import PostgresStorage\n"
-            "storage = PostgresStorage(psycopg.connect(sys.argv[1], autocommit=True), prefix=sys.argv[2])\n"
-            "record = Record('one', 'run', token=1, lease=2e9)\n"
-            "storage.claim(record, 1.0, True)\n"
-            "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
-            "start = peak()\n"
-            "storage.commit(record._replace(token=2, step=1), 1, Result(0, data=b'x' * 100_000_000))\n"
-            "written = peak() - start\n"
-            "assert len(storage.results(record, 0, 1).pop().data) == 100_000_000\n"
-            "print(written, peak() - start)\n"
-            "storage.close()\n"
+            f"connection = psycopg.connect({postgres_server.url!r}, autocommit=True)\n"
+            f"storage = PostgresStorage(connection, prefix={prefix_of(storage)!r})\n"
         )
-        command = [
-            sys.executable,
-            "-c",
-            code,
-            postgres_server.url,
-            storage._sql.version.split()[-1].removesuffix("schema"),
-        ]
-        written, read = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
         assert written < 1.5 * LARGE
         assert read < 2.5 * LARGE
 

@@ -34,10 +34,8 @@ from sequential.testing.conformance import StorageSuite
 from tests.conftest import OwnServer, required
 from tests.servers.proxy import Proxy
 from tests.servers.valkey import ValkeyServer
-from tests.stores.support import Crowd, dies, square, squares
+from tests.stores.support import LARGE, NOW, Crowd, commit_and_die, dies, held, peaks, square, squares
 
-NOW = 1_700_000_000.0
-LARGE = 100_000_000
 KINDS = ("Redis", "RedisCluster")
 
 _numbers = count()
@@ -140,15 +138,6 @@ def clustered(cluster_server: ValkeyServer) -> Iterator[Any]:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PART_SIZE", 1000)
-
-
-def held(storage: Any, id: str = "one", **fields: Any) -> Record:
-    """A record that was created, and is held."""
-    record = Record(id, f"run of {id}", "workflow", b"{}", token=1, due=NOW, lease=NOW + 60, changed=NOW)._replace(
-        **fields
-    )
-    assert storage.claim(record, NOW, True) == (record, True)
-    return record
 
 
 def keys(storage: Any) -> dict[str, str]:
@@ -277,31 +266,15 @@ class TestSizes:
             between(storage, 2, lambda other: other.remove("one"), partial(storage.results, record, 0, 1))
 
     def test_a_writer_dies_between_any_two_parts(self, storage: Any, small_parts: None) -> None:
-        """What it wrote is never seen, never in the way of who goes on, and goes with the execution."""
         results = [Result(0, "first", data=b"1" * 3001), Result(0, "second", data=b"2" * 2001)]
-        point, died = 0, True
-        while died:
-            record = held(storage, f"id-{point}")
-            write = partial(storage.commit, record._replace(token=2, step=1), 1, results[0])
-            died = dies(storage, "_evaluate", point, write)
-            stored = storage.read(record.id)
-            assert storage.results(stored, 0, 1) == results[: stored.step]
-            if not stored.step:
-                claimed, _ = storage.claim(record._replace(lease=NOW + 500), NOW + 100, False)
-                with pytest.raises(Fenced):  # the first writer was only slow, and goes on
-                    write()
-                stored = claimed._replace(token=3, step=1)
-                if point % 4 > 1:
-                    storage.commit(stored, 2, results[1])
-                    assert storage.results(stored, 0, 1) == results[1:]
-                    with pytest.raises(Fenced):
-                        write()
-                    assert storage.results(stored, 0, 1) == results[1:]
-                    assert len([key for key in keys(storage) if key.startswith(f"{{{record.id}}}:0:")]) == 1
-            storage.remove(record.id)
+
+        def removed(id: str) -> None:
             assert {key for key in keys(storage) if "void" not in key} == set()
-            point += 1
-        assert point > 8
+
+        requests = (storage, "_evaluate")
+        for goes_on in (True, False):  # what nobody has overwritten is removed, too
+            points = commit_and_die(storage, storage, requests, results, removed=removed, goes_on=goes_on)
+            assert points > 8
 
     def test_a_large_result_replaces_another(self, storage: Any, small_parts: None) -> None:
         record = held(storage)
@@ -313,24 +286,11 @@ class TestSizes:
             assert len(storage._client.hget(f"{storage._prefix}{{one}}", "large").split()) == 1 + (size > 1000)
 
     def test_memory_stays_within_a_few_results(self, plain_server: ValkeyServer) -> None:
-        code = (
-            "import sys, resource, redis\n"
-            "from sequential.storage import Record, Result\n"
+        written, read = peaks(
+            "import redis\n"
             "from sequential.stores.redis import RedisStorage\n"
-            "storage = RedisStorage(redis.Redis.from_url(sys.argv[1]), prefix=sys.argv[2])\n"
-            "record = Record('one', 'run', token=1, lease=2e9)\n"
-            "storage.claim(record, 1.0, True)\n"
-            "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
-            "start = peak()\n"
-            "storage.commit(record._replace(token=2, step=1), 1, Result(0, data=b'x' * 100_000_000))\n"
-            "written = peak() - start\n"
-            "assert len(storage.results(record, 0, 1).pop().data) == 100_000_000\n"
-            "print(written, peak() - start)\n"
-            "storage.remove('one')\n"
-            "storage.close()\n"
+            f"storage = RedisStorage(redis.Redis.from_url({plain_server.url!r}), prefix={new_prefix()!r})\n"
         )
-        command = [sys.executable, "-c", code, plain_server.url, new_prefix()]
-        written, read = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
         assert written < 1.5 * LARGE
         assert read < 2.5 * LARGE
 
