@@ -39,7 +39,10 @@ from .workflow import Workflow, check, name_all
 
 T = TypeVar("T")
 
+# The class below has a method `list`, within which Python 3.14 evaluates its annotations when they are asked for.
+_Ids: TypeAlias = list[str]
 _Statuses: TypeAlias = list[Status]
+_Steps: TypeAlias = list[dict[str, Any]]
 
 
 class FlowExecutor:
@@ -168,7 +171,7 @@ class FlowExecutor:
             NotSupported: On a storage of five methods.
             Exception: As from `execute`.
         """
-        record, invocation = await self._take(id)
+        record, invocation = await self._take(Record(check_id(id), ""))
         if invocation is not None:
             return await invocation.run()
         return None if record is None else await self._standing(record)
@@ -185,7 +188,7 @@ class FlowExecutor:
         status = self._status(record)
         return status._replace(value=await self._value(record)) if record.status == "finished" else status
 
-    async def history(self, id: str) -> list[dict[str, Any]]:
+    async def history(self, id: str) -> _Steps:
         """List the recorded steps of an execution as JSON values.
 
         Args:
@@ -318,7 +321,7 @@ class FlowExecutor:
         """
         await settle(self._setup.journal.remove(check_id(id)))
 
-    async def sweep(self, limit: int = 100) -> list[str]:
+    async def sweep(self, limit: int = 100) -> _Ids:
         """Ring every execution whose time has come: its callback was lost, or its process died.
 
         Call it from a cron job, a loop or a scheduled function.  What has been rung 10 times without a new
@@ -335,7 +338,7 @@ class FlowExecutor:
         """
         return await upkeep.sweep(self._setup, _positive(limit))
 
-    async def purge(self, older_than: float) -> list[str]:
+    async def purge(self, older_than: float) -> _Ids:
         """Delete what has ended, was parked or was abandoned, and to which nothing has happened for a long time.
 
         What is held, or still to be due, stays, however long it sleeps; what waits for a signal without a timeout
@@ -397,15 +400,15 @@ class FlowExecutor:
         data = setup.encode({} if input is None else input, f"the input of execution {id!r}")
         return Record(id, new_run(), name, data, setup.version, token=1, due=now, lease=now + setup.lease, changed=now)
 
-    async def _take(self, id: str) -> tuple[Record | None, Invocation | None]:
+    async def _take(self, wanted: Record) -> tuple[Record | None, Invocation | None]:
         """Take the lease of an execution that is known by id alone; the handler answers before it runs it."""
-        wanted = Record(check_id(id), "", lease=self._setup.clock() + self._setup.lease)
+        wanted = wanted._replace(lease=self._setup.clock() + self._setup.lease)
         return await self._claim(wanted, False, self._find)
 
     async def _claim(
         self, wanted: Record, create: bool, find: Callable[[Record], Workflow[Any]]
     ) -> tuple[Record | None, Invocation | None]:
-        """Take an execution's lease; there is an invocation, to be run or released, if that could be had."""
+        """Take an execution's lease; there is an invocation, to be run, if that could be had."""
         record, taken = await settle(self._setup.journal.claim(wanted, self._setup.clock(), create))
         return record, Invocation(self._setup, record, find) if taken and record else None
 

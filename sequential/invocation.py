@@ -56,7 +56,7 @@ class Invocation:
         except BaseException as error:
             if isinstance(error, Fenced) and error.id == self._record.id:
                 self._tell("fenced", self._record, error=error)
-            await self.release(error)
+            await self._release(error)
             raise
         finally:
             self._lease.end()
@@ -301,19 +301,15 @@ class Invocation:
         self._tell(status, self._record, error=error)
         raise error
 
-    async def release(self, error: BaseException | None = None) -> None:
-        """Give the lease back without progress, if it is still ours and the store still there.
-
-        Args:
-            error: What has come in between.
-        """
+    async def _release(self, error: BaseException) -> None:
+        """Give the lease back without progress, if it is still ours and the store still there."""
         self._progress.close()
         if (record := self._record).lease:
             # A signal that came meanwhile has left the ringing to us: look again soon.
             due = self._setup.clock() + GRACE if record.waits else record.due
-            reason = record.error  # neither a stop nor a mistake of the caller's tells anything about the execution
-            if isinstance(error, Exception) and not isinstance(error, IdInUse):
-                reason = describe(error)
+            # Neither a stop nor a mistake of the caller's tells anything about the execution.
+            silent = isinstance(error, IdInUse) or not isinstance(error, Exception)
+            reason = record.error if silent else describe(error)
             with suppress(Exception):
                 await self._write(record._replace(token=record.token + 1, due=due, lease=0.0, error=reason))
                 self._tell("released", self._record, error=error)

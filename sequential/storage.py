@@ -145,6 +145,16 @@ def check_id(id: object) -> str:
     raise InvalidId(id)
 
 
+def is_past(wanted: Record, record: Record) -> bool:
+    """Whether `wanted` names a run or a step that the execution of `record` has left behind."""
+    return wanted.run != "" and (wanted.run != record.run or wanted.step < record.step)
+
+
+def refuses(record: Record, wanted: Record, create: bool) -> bool:
+    """Whether a claim does not take a record, however free its lease is; see `Journal.claim`."""
+    return not wanted.lease or record.status in CLOSED or (not create and is_past(wanted, record))
+
+
 def new_id() -> str:
     """Return a fresh execution id."""
     from nanoid import generate  # noqa: PLC0415 - needed only by those who bring no id of their own
@@ -172,15 +182,16 @@ class Journal(ABC):
         """In one atomic step, take the lease of an execution, or create it, or see who has it.
 
         Args:
-            wanted: The record to create if there is none; of an existing one only ``wanted.lease``, the new
-                lease's end, is used.  A lease of ``0.0`` takes nothing: it only creates.
+            wanted: The record to create if there is none.  To take an existing one, ``wanted.lease`` is the new
+                lease's end; ``0.0`` takes nothing: it only creates.  If nothing is to be created, ``wanted.run`` and
+                ``wanted.step`` tell for which step the lease is to be taken, an empty run: for whichever is next.
             now: The time in seconds since the epoch.  A lease that ends by then is free.
             create: Whether to create the record when there is none.
 
         Returns:
             The record as it now stands (``None``: there is none) and whether this call took or created it.
             Taking raises ``token`` by one, sets ``lease`` and changes nothing else; a record whose status is
-            among `CLOSED` is never taken.
+            among `CLOSED` is never taken, nor for a step that `is_past`.
         """
 
     @abstractmethod

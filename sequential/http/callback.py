@@ -36,9 +36,11 @@ class Callback(NamedTuple):
         """Return it as a request's body."""
         return json.dumps({name: value for name, value in self._asdict().items() if value is not None}).encode()
 
-    def is_past(self, record: Record) -> bool:
-        """Whether the execution has gone on since."""
-        return self.run not in {None, record.run} or (self.step is not None and self.step < record.step)
+    @property
+    def wanted(self) -> Record:
+        """What to claim for it: so late a callback that the step is done must not even take the lease."""
+        known = self.run is not None and self.step is not None
+        return Record(self.id, self.run or "", step=self.step or 0) if known else Record(self.id, "")
 
 
 def parse(said: object, id: str) -> Callback:

@@ -20,7 +20,7 @@ from ..errors import Fenced, StorageError
 from ..executor import FlowExecutor
 from ..invocation import Invocation
 from ..setup import Paused
-from ..storage import CLOSED
+from ..storage import CLOSED, is_past
 from .callback import LIMIT, Callback, hops, parse
 from .signing import BadSignature, Secret, Signer
 
@@ -124,15 +124,13 @@ class Handler:
             deadline: When the platform stops this invocation, in seconds since the epoch.
         """
         try:
-            record, invocation = await self._flow._take(callback.id)
+            record, invocation = await self._flow._take(callback.wanted)
             if record is None:
                 return _error(404, "there is no such execution: it was never started, or has finished")
-            if invocation is None and record.status not in CLOSED:
-                return _busy(record.lease - self._clock())
-            if invocation is None or callback.is_past(record):
-                if invocation is not None:
-                    await invocation.release()
+            if record.status in CLOSED or is_past(callback.wanted, record):
                 return respond(200, {"status": "stale", "id": record.id})
+            if invocation is None:
+                return _busy(record.lease - self._clock())
         except Exception as error:  # nothing but the store was asked
             return self._failed(callback, error, away=True)
         return Turn(callback, invocation, deadline)

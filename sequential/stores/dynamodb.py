@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from ..codec import Codec
 from ..errors import Fenced, StorageError
-from ..storage import CLOSED, Record, Result, new_run, settle
+from ..storage import CLOSED, Record, Result, new_run, refuses, settle
 from . import dynamodb_items as ddb
 from .clients import ClientJournal, extra, plain_or_async
 from .dynamodb_items import Item, Refused, Value
@@ -116,7 +116,7 @@ class DynamoDBStorage(ClientJournal):
         for _ in range(ddb.ATTEMPTS):
             item, taken = None, False
             if wanted.lease:
-                item, taken = await self._take(wanted, now, claim)
+                item, taken = await self._take(wanted, now, claim, any_step=create or not wanted.run)
             elif not create or len(wanted.input) > ddb.INPUT:
                 item = await self._table.get(wanted.id)
             if item is None and create:
@@ -126,7 +126,7 @@ class DynamoDBStorage(ClientJournal):
             record = await self._table.as_record(item)
             if record is None:
                 continue
-            if taken or not wanted.lease or record.lease > now or record.status in CLOSED:
+            if taken or record.lease > now or refuses(record, wanted, create):
                 return record, taken
             taking = record._replace(token=record.token + 1, lease=wanted.lease)
             with suppress(Fenced):
@@ -134,7 +134,7 @@ class DynamoDBStorage(ClientJournal):
                 return taking, True
         raise _restless(wanted.id)
 
-    async def _take(self, wanted: Record, now: float, claim: Value) -> tuple[Item | None, bool]:
+    async def _take(self, wanted: Record, now: float, claim: Value, *, any_step: bool) -> tuple[Item | None, bool]:
         """Take what is free and whose times the new lease outlasts; return what is there, and whether it was taken."""
         update, check = ddb.TAKE, ddb.FREE
         expires, _ = self._table.terms(Record(wanted.id, "", lease=wanted.lease))
@@ -142,6 +142,9 @@ class DynamoDBStorage(ClientJournal):
             update += ", #expires = :expires"
             check += " AND #expires <= :expires AND #until >= :expires"
         values = {"lease": ddb.number(wanted.lease), "now": ddb.number(now), "claim": claim, "expires": expires}
+        if not any_step:
+            check += ddb.FOR_STEP
+            values |= {"by_run": ddb.value(wanted.run), "by_step": ddb.number(wanted.step)}
         try:
             return await self._table.update(ddb.key(wanted.id), update, check, values, returns="ALL_NEW"), True
         except Refused as refused:

@@ -61,6 +61,7 @@ _UNSENT = "attribute_not_exists(#pending.#signal) AND NOT contains(#closed, :nam
 HELD = f"#run = :held_run AND #token = :held_token AND {_ALIVE}"
 FREE = f"#lease <= :now AND {_OPEN} AND #schema <= :schema AND {_ALIVE}"
 FREE += " AND (attribute_not_exists(#rings) OR #rings <= :lease)"
+FOR_STEP = " AND #run = :by_run AND #step <= :by_step"
 TAKE = "SET #token = #token + :one, #lease = :lease, #claim = :claim, #rings = if_not_exists(#rings, :lease)"
 RESTING = f"{HELD} AND #lease = :zero AND {_UNSENT}"
 RUNNING = f"#run = :held_run AND {_OPEN} AND {_ALIVE} AND NOT (#waits = :name AND #lease = :zero) AND {_UNSENT}"

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..codec import Codec
 from ..errors import Fenced, StorageError
-from ..storage import CLOSED, Record, Result, new_run, settle
+from ..storage import CLOSED, Record, Result, new_run, refuses, settle
 from . import firestore_documents as docs
 from .clients import ClientJournal, extra, plain_or_async
 from .firestore_documents import ABSENT, Fields, Stored, Value, Write
@@ -139,7 +139,7 @@ class FirestoreStorage(ClientJournal):
                 record, changes, value = wanted, docs.fields_of(wanted) | {"pending": []}, input
             elif stored.fields["claim"] == nonce:  # the answer was lost, and Google's client has asked again
                 return record, True
-            elif not wanted.lease or record.lease > now or record.status in CLOSED:
+            elif record.lease > now or refuses(record, wanted, create):
                 return record, False
             else:
                 record = record._replace(token=record.token + 1, lease=wanted.lease)

@@ -7,7 +7,7 @@ from itertools import islice
 
 from ..codec import Codec, JSONCodec
 from ..errors import Fenced
-from ..storage import CLOSED, Journal, Record, Result
+from ..storage import CLOSED, Journal, Record, Result, refuses
 
 _PAGE = 1000
 """Results in a page: they are in memory already, so only the list itself costs anything."""
@@ -44,7 +44,7 @@ class MemoryStorage(Journal):
                 record = wanted
                 self._results[wanted.id] = {}
                 self._signals[wanted.id] = {}
-            elif wanted.lease and record.lease <= now and record.status not in CLOSED:
+            elif record.lease <= now and not refuses(record, wanted, create):
                 record = record._replace(token=record.token + 1, lease=wanted.lease)
             else:
                 return record, False

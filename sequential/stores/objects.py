@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ..codec import Codec
 from ..errors import Fenced, StorageError
-from ..storage import CLOSED, Record, Result, settle
+from ..storage import CLOSED, Record, Result, refuses, settle
 from .bucket import Bucket, Conflict, Damaged, Found, Kept, Recent, check_missing, explained, nonce
 from .clients import ClientJournal, extra, plain_or_async
 
@@ -161,7 +161,7 @@ class ObjectStorage(ClientJournal):
                     return None
                 await self._outlive(wanted.id, state)
                 return _State(wanted, await keep(f"{wanted.run}/input", wanted.input), gone=state.gone)
-            if not wanted.lease or record.lease > now or record.status in CLOSED:
+            if record.lease > now or refuses(record, wanted, create):
                 return None
             return state._replace(record=record._replace(token=record.token + 1, lease=wanted.lease))
 

@@ -80,7 +80,8 @@ class Offload(ClientJournal):
     async def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
         """Take a lease, or create a record."""
         large = self._is_large(wanted.input)
-        record, done = await settle(self._inner.claim(wanted, now, create and not large))
+        first = wanted._replace(run="") if create and large else wanted  # for whichever step, as when it creates
+        record, done = await settle(self._inner.claim(first, now, create and not large))
         if record is not None or not create or not large:
             return await self._whole(record), done
         reference = await self._keep(wanted.id, f"{wanted.run}/input", wanted.input)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from ..blocking import is_async
 from ..codec import Codec
 from ..errors import Fenced, StorageError
-from ..storage import CLOSED, Record, Result, settle
+from ..storage import Record, Result, refuses, settle
 from .clients import ClientJournal, extra, plain_or_async, split
 from .postgres_sql import SCHEMA, Statements
 
@@ -150,8 +150,9 @@ class PostgresStorage(ClientJournal):
     async def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
         """Take a lease, or create a record."""
         id, before = wanted.id, now if wanted.lease else -1.0  # no lease ends before the epoch
+        for_step = (create or not wanted.run, wanted.run, wanted.step)
         while True:
-            values = (wanted.lease, id, before, *wanted, _rings(wanted), create, id, id)
+            values = (wanted.lease, id, before, *for_step, *wanted, _rings(wanted), create, id, id)
             rows = await self._rows(self._sql.claim, values)
             if not rows:
                 raise StorageError("PostgreSQL: the table of the schema's version is empty: call create_schema() once")
@@ -161,7 +162,7 @@ class PostgresStorage(ClientJournal):
             if record is None and not create:
                 return None, False
             # What a transaction under way hid from this statement, it waited for, and shows to the next.
-            if record is not None and (taken or record.lease > before or record.status in CLOSED):
+            if record is not None and (taken or record.lease > before or refuses(record, wanted, create)):
                 return record, bool(taken)
 
     async def _commit(

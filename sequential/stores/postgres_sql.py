@@ -70,7 +70,7 @@ INSERT INTO {p}schema SELECT {SCHEMA} WHERE NOT EXISTS (SELECT FROM {p}schema);
         self.claim = f"""
             WITH taken AS (
                 UPDATE {p}executions SET token = token + 1, lease = %s, rings = -1
-                WHERE id = %s AND lease <= %s AND {OPEN} AND {known} RETURNING *
+                WHERE id = %s AND lease <= %s AND (%s OR (run = %s AND step <= %s)) AND {OPEN} AND {known} RETURNING *
             ), created AS (
                 INSERT INTO {p}executions ({FIELDS}, rings) SELECT {"%s, " * len(Record._fields)} %s
                 WHERE %s AND {known} AND NOT EXISTS (SELECT FROM {p}executions WHERE id = %s)

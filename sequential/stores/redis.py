@@ -147,7 +147,7 @@ class RedisStorage(ClientJournal):
         nonce, parts, data = urandom(8).hex(), "", wanted.input if len(wanted.input) <= _PART_SIZE else None
         while True:
             may_create = "1" if create and (parts or data is not None) else ""
-            values = (nonce, now, may_create, parts, *_short(wanted))
+            values = (nonce, now, may_create, "" if create else wanted.run, parts, *_short(wanted))
             _, taken, found = await self._apply(lua.CLAIM, wanted.id, *values, data=data or b"")
             if taken == lua.CREATED:
                 return wanted, True

@@ -156,7 +156,7 @@ end
 
 _CREATE = f"redis.call('HSET', record, 'steps', 0, 'large', large, 'parts', parts, 'input', ARGV[2], {_pairs(_GIVEN)})"
 
-CLAIM = _script(f"""nonce now create parts {_new(_GIVEN)}
+CLAIM = _script(f"""nonce now create by_run parts {_new(_GIVEN)}
 local claimed = redis.call('HGET', record, 'claimed')
 local taken = {FOUND}
 
@@ -191,6 +191,8 @@ if not token then
     return answer({DONE}, {CREATED}, false)
 elseif claimed == nonce .. ':' .. token then
     taken = {TAKEN}
+elseif by_run ~= '' and (by_run ~= run or tonumber(new_step) < tonumber(step)) then
+    return answer({DONE}, taken, whole(record))
 elseif tonumber(new_lease) ~= 0 and tonumber(lease) <= tonumber(now) and not is_closed then
     if not is_listed(new_lease) then return unlisted({UNLISTED}, new_lease) end
     list(new_lease)

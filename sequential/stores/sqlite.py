@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from ..codec import Codec, JSONCodec
 from ..errors import Fenced, StorageError
-from ..storage import CLOSED, Journal, Record, Result
+from ..storage import CLOSED, Journal, Record, Result, refuses
 from .owner import describe_process, is_dead
 
 T = TypeVar("T")
@@ -180,7 +180,7 @@ class SQLiteStorage(Journal):
             record, owner = _find(connection, wanted.id)
             if record is None:
                 return None
-            if not wanted.lease or record.status in CLOSED or (record.lease > now and not is_dead(owner)):
+            if refuses(record, wanted, create) or (record.lease > now and not is_dead(owner)):
                 return record, False
             taken = record._replace(token=record.token + 1, lease=wanted.lease)
             self._update(connection, taken, record.token)

@@ -25,9 +25,9 @@ class ClaimTests(RecordSuite):
 
     def test_a_free_lease_is_taken_and_nothing_else_changes(self) -> None:
         stored = self.create(lease=0.0, due=None, attempts=3, status="failed", error="E: e", step=4, version=None)
-        wanted = self.record(run="another", workflow="other", input=b"{}", lease=NOW + 99.0)
         taken = stored._replace(token=stored.token + 1, lease=NOW + 99.0)
-        for create in (True, False):
+        for create, run in ((True, "another"), (False, "")):
+            wanted = self.record(run=run, workflow="other", input=b"{}", lease=NOW + 99.0)
             assert self.ask(self.storage.claim, wanted, NOW, create) == (taken, True)
             assert self.ask(self.storage.read, "one") == taken
             taken = taken._replace(token=taken.token + 1)
@@ -45,6 +45,25 @@ class ClaimTests(RecordSuite):
         stored = self.create(lease=0.0)
         assert self.ask(self.storage.claim, self.record(lease=0.0), NOW, True) == (stored, False)
         assert self.ask(self.storage.read, "one") == stored
+
+    def test_a_step_that_is_past_is_not_claimed(self) -> None:
+        stored = self.step(self.create(lease=0.0))
+        lease = NOW + 99.0
+        before = [(stored.run, 0), ("an earlier run", 1), ("an earlier run", 5)]
+        for run, step in before:
+            wanted = Record("one", run, step=step, lease=lease)
+            assert self.ask(self.storage.claim, wanted, NOW, False) == (stored, False)
+        assert self.ask(self.storage.read, "one") == stored
+        for run, step in [(stored.run, 1), (stored.run, 2), ("", 0)]:
+            wanted = Record("one", run, step=step, lease=lease)
+            taken = stored._replace(token=stored.token + 1, lease=lease)
+            assert self.ask(self.storage.claim, wanted, NOW, False) == (taken, True)
+            stored = taken._replace(token=taken.token + 1, lease=0.0)
+            self.ask(self.storage.commit, stored, taken.token, None)
+        wanted = self.record(run="another", input=b'{"n":2}', lease=lease)  # to be created, if it were not there
+        taken = stored._replace(token=stored.token + 1, lease=lease)
+        assert self.ask(self.storage.claim, wanted, NOW, True) == (taken, True)
+        assert self.ask(self.storage.claim, Record("none", "run", step=3, lease=lease), NOW, False) == (None, False)
 
     def test_what_has_ended_is_never_taken(self) -> None:
         for status in sorted(CLOSED):

@@ -399,7 +399,7 @@ class TestSizes:
                 assert items(storage, id) == {}
             elif found == new:
                 assert other.results(new, 0, 1) == []
-                assert other.claim(old._replace(lease=NOW + 200), NOW + 100, False)[1]
+                assert other.claim(new._replace(lease=NOW + 200), NOW + 100, False)[1]
             elif what == "remove":  # whatever was left: another run sees nothing of it, and removes it
                 later = old._replace(run="later")
                 assert other.claim(later, NOW, True) == (later, True)

@@ -124,7 +124,7 @@ def test_only_references_to_what_is_large_are_in_the_other_journal(both: Both) -
     assert both.storage.find("", 9) == both.storage.due(NOW + 99, 9) == [held]
     assert both.storage.received(held, "go") == b"s" * 100
     assert [saved.data for saved in both.storage.results(held, 0, 9)] == [LARGE, b"small", b"a" * 100]
-    taken, _ = both.storage.claim(record(lease=NOW + 99), NOW + 60, False)
+    taken, _ = both.storage.claim(held._replace(lease=NOW + 99), NOW + 60, False)
     assert taken == held._replace(token=held.token + 1, lease=NOW + 99)
     other = Offload(both.inner, both.store, above=50)
     assert step(other, taken, LARGE) == both.storage.read("one")
