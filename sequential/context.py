@@ -19,7 +19,10 @@ class Current(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The idempotency key: the same at every retry of this step, and no other step's."""
+        """The idempotency key: the same at every retry of this step, and no other step's.
+
+        Not for queues to tell duplicate rings by: a signal and the sweep ring for the same step again.
+        """
         return f"{self.id}:{self.run}:{self.step}"
 
 

@@ -8,9 +8,12 @@ from logging import getLogger
 from .errors import NotSupported
 from .executor import FlowExecutor
 
+_BEGINNING = 1.0
+"""Seconds before the first sweep: begun in a server's lifespan, it would ring before that server listens."""
+
 
 async def sweep_forever(flow: FlowExecutor, every: float = 60.0, limit: int = 100) -> None:
-    """Sweep now and then, until cancelled; any number of processes may do so.
+    """Sweep now and then, for the first time in a second, until cancelled; any number of processes may do so.
 
     Args:
         flow: The executor; its ``resume`` hook is what rings.
@@ -23,6 +26,7 @@ async def sweep_forever(flow: FlowExecutor, every: float = 60.0, limit: int = 10
     """
     if not every > 0:
         raise ValueError(f"every= is a number of seconds above 0, not {every!r}")
+    await sleep(min(every, _BEGINNING))
     while True:
         rung: list[str] = []
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import sequential
+import sequential.http
 import sequential.testing
 
 PACKAGE = Path(sequential.__file__).parent
@@ -79,6 +80,15 @@ def test_a_store_imports_its_driver_and_no_other_store() -> None:
         "sequential.stores.owner", "sequential.stores.sqlite",
     }  # fmt: skip
     assert "sqlite3" in loaded_by("import sequential.stores.sqlite")
+
+
+def test_importing_the_handler_imports_no_client_server_or_event_loop() -> None:
+    loaded = loaded_by("import sequential.http")
+    assert loaded & {"asyncio", "email", "http.client", "logging", "socket", "ssl"} == set()
+    assert {name for name in loaded if name.startswith("sequential.stores")} == set()
+    assert sequential.http.__all__ == sorted(sequential.http.__all__, key=lambda name: (not name[0].isupper(), name))
+    for name in sequential.http.__all__:
+        assert hasattr(sequential.http, name)
 
 
 @pytest.mark.parametrize("module", sorted(CORE))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -81,14 +80,7 @@ COMMAND = [sys.executable, "-m", "sequential", "sweep"]
 
 
 def command(*options: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.Popen(
-        [*COMMAND, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+    return subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(bell: Bell, count: int) -> None:
@@ -211,4 +203,4 @@ def test_a_store_that_is_away_ends_one_sweep_and_not_the_service(caplog: pytest.
 
 def test_what_never_will_work_ends_the_service() -> None:
     with pytest.raises(NotSupported, match="sweep needs more than the five storage methods"):
-        asyncio.run(sweep_forever(FlowExecutor(PlainStorage())))
+        asyncio.run(sweep_forever(FlowExecutor(PlainStorage()), every=0.01))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator
 from typing import Any, assert_type
+from wsgiref.types import WSGIApplication
 
 import psycopg
 from cryptography.fernet import Fernet
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from sequential import (
     Current,
@@ -18,6 +22,7 @@ from sequential import (
     again,
     current,
     install,
+    run_until,
     save,
     sleep,
     tool,
@@ -25,6 +30,7 @@ from sequential import (
     wait,
 )
 from sequential.codecs import Compressed, Encrypted
+from sequential.http import Handler, HttpResume, Request, Response, asgi_app, lambda_handler, new_secret, wsgi_app
 from sequential.patterns import ToolError, check, retry, saga
 from sequential.patterns import call as call_tool
 from sequential.storage import Journal, Record, Result, Storage, journal_for
@@ -32,6 +38,7 @@ from sequential.stores import open as open_storage
 from sequential.stores.memory import MemoryStorage
 from sequential.stores.postgres import PostgresStorage
 from sequential.stores.sqlite import SQLiteStorage
+from sequential.sweeper import sweep_forever
 from sequential.testing import FakeClock, JournalTests, StorageTests, crash_points, replay
 from sequential.tools import Tools
 
@@ -229,3 +236,19 @@ async def stores(
     await storage.create_schema()
     storage.close()
     assert_type(open_storage("memory://"), Journal)
+
+
+async def over_http(flow: FlowExecutor, scope: dict[str, Any]) -> None:
+    FlowExecutor(MemoryStorage(), resume=HttpResume("https://example.org", [b"old", "new"], hop_limit=4))
+    HttpResume("https://example.org", post=lambda url, headers, body: 200 if url and headers["a"] and body[0] else None)
+    HttpResume(b"https://example.org")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Starlette(routes=[Mount("/flows", asgi_app(flow, "secret", threads=True))])
+    application: WSGIApplication = wsgi_app(flow, insecure=True, run=asyncio.run)
+    application({}, lambda status, headers, error=None, /: lambda data: None)
+    handler = Handler(flow, new_secret())
+    request = Request("POST", "/resume/1", {}, b"")
+    assert_type(await handler.handle(request), Response)
+    assert_type(handler.handle_sync(request), Response)
+    lambda_handler(flow, "secret", run=asyncio.Runner().run)({"resume": "exec-1"}, None)
+    with run_until(1e9, margin=5):
+        await sweep_forever(flow, every=60)

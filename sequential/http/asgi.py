@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import suppress
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from ..executor import FlowExecutor
 from .callback import LIMIT
 from .handler import Handler, Request, Response, accepted, drive
 from .signing import Secret
+from .threads import in_thread
+
+if TYPE_CHECKING:
+    from asyncio import Task
 
 T = TypeVar("T")
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Message, Receive, Send], Coroutine[Any, Any, None]]
+
+
+class App(Protocol):
+    """An ASGI application: a coroutine function, which is what servers look for."""
+
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Coroutine[Any, Any, None]:
+        """Serve a connection."""
+        ...
 
 
 def asgi_app(flow: FlowExecutor, secret: Secret | None = None, *, insecure: bool = False, threads: bool = False) -> App:
@@ -29,13 +40,14 @@ def asgi_app(flow: FlowExecutor, secret: Secret | None = None, *, insecure: bool
         flow: As for `Handler`.
         secret: As for `Handler`.
         insecure: As for `Handler`.
-        threads: Whether invocations run in threads, for an executor whose hooks and storage are not ``async`` and
-            would hold up the event loop.
+        threads: Whether each invocation runs in a thread of its own, for an executor whose hooks and storage are not
+            ``async`` and would hold up the event loop.
 
     Raises:
         NotSupported, ValueError: As from `Handler`.
     """
     handler = Handler(flow, secret, insecure=insecure)
+    left: set[Task[None]] = set()
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -45,7 +57,7 @@ def asgi_app(flow: FlowExecutor, secret: Secret | None = None, *, insecure: bool
         elif (body := await _body(receive)) is not None:
             headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
             path = scope.get("root_path", "") + scope["path"]  # some mounts leave their prefix in both
-            await _to_the_end(answer(Request(scope["method"], path, headers, body), send))
+            await _to_the_end(answer(Request(scope["method"], path, headers, body), send), left)
 
     async def answer(request: Request, send: Send) -> None:
         turn = await work(handler.accept(request))
@@ -56,11 +68,7 @@ def asgi_app(flow: FlowExecutor, secret: Secret | None = None, *, insecure: bool
         return None
 
     async def work(coroutine: Coroutine[Any, Any, T]) -> T:
-        if not threads:
-            return await coroutine
-        from asyncio import to_thread  # noqa: PLC0415 - whoever gets here has imported it
-
-        return await to_thread(drive, coroutine)
+        return await (in_thread(drive, coroutine) if threads else coroutine)
 
     return app
 
@@ -89,18 +97,22 @@ async def _send(send: Send, body: bytes, more: bool) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await `work`, even when this is cancelled, as some frameworks do when the client hangs up."""
+async def _to_the_end(work: Coroutine[Any, Any, None], left: set[Task[None]]) -> None:
+    """Await `work`, even when this is cancelled, as some frameworks do when the client hangs up.
+
+    Who cancels a second time does so at every turn of the event loop (anyio), or is about to leave (a server that
+    stops): then `work` goes on alone.
+    """
     from asyncio import CancelledError, create_task, shield  # noqa: PLC0415 - whoever gets here has imported it
 
-    task, cancelled = create_task(work), None
-    while not task.done():
-        try:
-            await shield(task)
-        except CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
+    task = create_task(work)
+    left.add(task)  # the loop itself would forget it
+    task.add_done_callback(left.discard)
+    try:
+        await shield(task)
+    except CancelledError:
+        await shield(task)
+        raise
 
 
 async def _live(receive: Receive, send: Send) -> None:

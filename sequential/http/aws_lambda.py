@@ -18,7 +18,7 @@ from .wsgi import Run
 
 def lambda_handler(
     flow: FlowExecutor, secret: Secret | None = None, *, insecure: bool = False, run: Run | None = None
-) -> Callable[[dict[str, Any], Any], Any]:
+) -> Callable[[Any, Any], Any]:
     """Return a Lambda function, ``handler(event, context)``.
 
     An HTTP request (function URL, API Gateway, load balancer) to ``POST .../resume/{id}`` runs an invocation, and so
@@ -42,19 +42,20 @@ def lambda_handler(
 
     async def resume(event: dict[str, Any], deadline: float) -> Response:
         said = event["resume"] if isinstance(event["resume"], dict) else {"id": event["resume"]}
-        turn = await handler.take(parse(said, str(said.get("id"))), deadline)
+        turn = await handler.take(parse(said, str(said.get("id", ""))), deadline)
         response = turn if isinstance(turn, Response) else await handler.run(turn)
         if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise RuntimeError(response.body.decode())
         return response
 
-    def handle(event: dict[str, Any], context: Any) -> Any:
+    def handle(event: Any, context: Any) -> Any:
         deadline = time() + context.get_remaining_time_in_millis() / 1000
-        if "requestContext" in event:
+        known = event if isinstance(event, dict) else {}
+        if "requestContext" in known:
             return _answer(event, settled(handler.handle(_request(event, deadline))))
-        if event.get("detail-type") == "Scheduled Event":
+        if known.get("detail-type") == "Scheduled Event":
             return {"swept": settled(flow.sweep())}
-        if "resume" in event:
+        if "resume" in known:
             return {"status": settled(resume(event, deadline)).status}
         raise ValueError(f'this function takes HTTP requests, schedules and {{"resume": id}}, not {event!r:.200}')
 

@@ -19,6 +19,7 @@ from ..lease import running_loop
 from ..storage import Maybe, check_id, then
 from .callback import Callback, hops
 from .signing import Secret, Signer
+from .threads import in_thread
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection
@@ -57,7 +58,7 @@ class HttpResume:
         ack_timeout: Seconds to wait for the answer's first line.
         connect_timeout: Seconds to connect, a second attempt counted in.
         hop_limit: How many self-calls in a row are made, before the rest is left to the sweep: platforms stop a
-            function that calls itself after some (Vercel 4, Cloudflare 16, Deno Deploy 1).
+            function that calls itself after some (Vercel about 4, Cloudflare 16, Deno Deploy 1).
         post: Sends the request instead, ``post(url, headers, body)``, plain or ``async``, by a client of yours; it
             returns the status, or ``None`` when it has sent all and has no answer.  The timeouts are then its own.
         insecure: Whether to ring without a secret.
@@ -123,9 +124,7 @@ class HttpResume:
         """Send the request from this thread, or from another one that the running loop waits for."""
         if running_loop() is None:
             return self._send(url, headers, body)
-        from asyncio import to_thread  # noqa: PLC0415 - whoever gets here has imported it
-
-        return to_thread(self._send, url, headers, body)
+        return in_thread(self._send, url, headers, body)
 
     def _send(self, url: str, headers: dict[str, str], body: bytes) -> int | None:
         """Connect, send all, and return the status if it comes in time."""
