@@ -53,6 +53,9 @@ def name_processes(lines: list[str]) -> list[str]:
 
 def test_every_example_is_tested_here() -> None:
     others = {"test_workflow.py", "versions.py"}  # the first is collected by pytest, the other has a test elsewhere
+    others |= {path.name for path in EXAMPLES.glob("web_*.py")}  # in test_web_examples.py
+    others |= {path.name for path in EXAMPLES.glob("engine_*.py")}  # in test_engines.py
+    others |= {path.name for path in EXAMPLES.glob("cloudflare_*.py")}  # in test_edge.py
     assert {path.name for path in EXAMPLES.glob("*.py")} - others == {
         "agent.py",
         "approval.py",
