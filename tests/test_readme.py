@@ -8,6 +8,9 @@ import io
 import json
 import re
 import socket
+import socketserver
+import subprocess
+import sys
 import textwrap
 import threading
 import wsgiref.simple_server
@@ -17,7 +20,10 @@ from typing import Any
 
 import pytest
 
-from sequential.testing import StorageTests
+from sequential import FlowExecutor
+from sequential.http import new_secret
+from sequential.stores.sqlite import SQLiteStorage
+from sequential.testing import FakeClock, StorageTests
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,6 +37,7 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres_database
     """All snippets, run one after the other in an empty directory, as a reader would."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", postgres_database)
+    monkeypatch.setenv("SEQUENTIAL_SECRET", new_secret())
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     names: dict[str, Any] = {"port": port}
@@ -81,11 +88,15 @@ def test_the_storage_of_the_readme_conforms(namespace: dict[str, Any]) -> None:
             suite.teardown_method()
 
 
+class Threaded(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
+    pass
+
+
 class Silent(wsgiref.simple_server.WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None: ...
 
     def handle(self) -> None:
-        with contextlib.suppress(ConnectionError):  # the ring awaits no answer
+        with contextlib.suppress(ConnectionError):  # the ring awaits no more than the status
             super().handle()
 
 
@@ -97,7 +108,7 @@ def test_the_web_handler_of_the_readme_runs_to_the_end(namespace: dict[str, Any]
         connection.close()
         return answer
 
-    server = wsgiref.simple_server.make_server("127.0.0.1", namespace["port"], namespace["app"], handler_class=Silent)
+    server = wsgiref.simple_server.make_server("127.0.0.1", namespace["port"], namespace["app"], Threaded, Silent)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -110,6 +121,21 @@ def test_the_web_handler_of_the_readme_runs_to_the_end(namespace: dict[str, Any]
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_the_sweep_of_the_readme_rings(namespace: dict[str, Any], tmp_path: Path) -> None:
+    (command,) = re.findall(r"```sh\n(.*?)\n```", README)
+    (tmp_path / "app.py").write_text(
+        "from sequential import FlowExecutor, stores\n"
+        "flow = FlowExecutor(stores.open('sqlite:///flows.db'), resume=lambda id: print(id, flush=True))\n"
+    )
+    FlowExecutor(SQLiteStorage("flows.db"), clock=FakeClock()).start_sync(namespace["workflow"], id="late-1")
+    service = subprocess.Popen([sys.executable, *command.split()[1:]], stdout=subprocess.PIPE, text=True)
+    assert service.stdout is not None
+    assert "late-1\n" in iter(service.stdout.readline, "")
+    service.terminate()
+    service.communicate()
+    assert service.returncode == 0
 
 
 def test_ci_runs_the_two_commands_of_the_readme() -> None:

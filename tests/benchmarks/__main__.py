@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tests.benchmarks import kernel, memory, process, rounds, servers, store
+from tests.benchmarks import hop, kernel, memory, process, rounds, servers, store
 from tests.benchmarks.table import Row, print_table
 
 BENCHMARKS = {
@@ -22,6 +22,7 @@ BENCHMARKS = {
     "s3": servers.s3,
     "dynamodb": servers.dynamodb,
     "ten-million": servers.ten_million,
+    "hop": hop.hop,
 }
 
 
