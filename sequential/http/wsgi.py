@@ -13,6 +13,9 @@ from .signing import Secret
 
 Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Any]
+_DIGITS = 15
+"""Of a length: enough to see that it is too much, and fewer than `int` refuses."""
+
 Run: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Any]
 """Runs a coroutine to its end: ``asyncio.run``, or the ``run`` of an ``asyncio.Runner``."""
 
@@ -57,11 +60,12 @@ def _request(environ: Environ) -> Request:
 
 def _body(environ: Environ) -> bytes:
     """Return a request's body, or as much of it as shows that it is too long."""
-    length = environ.get("CONTENT_LENGTH") or ""
-    if not (length.isascii() and length.isdigit()):
-        # Without a length, reading is only safe where the server knows the end of a body that comes in chunks.
-        length = str(LIMIT + 1) if environ.get("wsgi.input_terminated") else "0"
-    body: bytes = environ["wsgi.input"].read(min(int(length), LIMIT + 1))
+    given, length = environ.get("CONTENT_LENGTH") or "", LIMIT + 1
+    if given.isascii() and given.isdigit():
+        length = min(int(given[:_DIGITS]), length)
+    elif not environ.get("wsgi.input_terminated"):
+        length = 0  # only a server that knows where a body in chunks ends can be asked for one
+    body: bytes = environ["wsgi.input"].read(length)
     return body
 
 

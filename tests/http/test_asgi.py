@@ -116,6 +116,7 @@ def test_the_path_that_an_app_is_mounted_under_counts() -> None:
 
 def waiting_flow(seconds: float) -> tuple[FlowExecutor, World]:
     async def call(category: str, name: str, input: int) -> int:
+        world.during()
         await asyncio.sleep(seconds)
         world.called.append(input)
         return input
@@ -140,6 +141,24 @@ def test_who_cancels_again_and_again_neither_cancels_the_step_nor_keeps_the_loop
     used = asyncio.run(run())
     assert world.called == [0]
     assert used < 0.15  # of the 0.3 seconds that it took
+
+
+def test_who_cancels_once_waits_until_the_step_is_done() -> None:
+    flow, world = waiting_flow(0.05)
+
+    async def run() -> None:
+        await flow.start(three, id="exec-1")
+        request = request_for(callback_for(world.record()))
+        begun = asyncio.Event()
+        world.during = begun.set
+        view = asyncio.create_task(serve(asgi_app(flow, SECRET), http(request), chunks(request.body, 999)))
+        await begun.wait()
+        view.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await view
+        assert world.called == [0]
+
+    asyncio.run(run())
 
 
 def test_a_server_that_stops_gives_the_lease_back() -> None:
