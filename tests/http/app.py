@@ -71,7 +71,7 @@ def note_event(event: Event) -> None:
 def note_callback(message_id: str | None) -> None:
     if message_id is not None:
         id, _, step = message_id.rpartition(":")
-        note("asked", id, int(step))
+        note("asked", id, int(step) if step.isdecimal() else -1)  # strangers write what they like
 
 
 def while_called() -> Iterator[None]:
@@ -157,7 +157,7 @@ def on_platform(app: App) -> App:
     async def serve(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await sweep_while(app(scope, receive, send))
-        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         _self_calls.set(int(headers.get(_HEADER, "0")))
         if _GUARD and _self_calls.get() > _GUARD:
             note("refused")

@@ -19,7 +19,7 @@ from sequential.http.handler import Turn
 from sequential.storage import Record, Result
 from sequential.stores.memory import MemoryStorage
 from sequential.testing import FakeClock
-from tests.http.support import OTHER_SECRET, SECRET, World, callback_for, request_for, three
+from tests.http.support import OTHER_SECRET, SECRET, World, callback_for, mutated, request_for, stranger, three
 from tests.support import AsyncJournal, PlainStorage
 
 
@@ -361,32 +361,3 @@ def test_five_thousand_requests_of_who_knows_the_secret_are_never_an_error_of_ou
         request = request_for(Callback(chance.choice(["exec-1", "exec-2", ".", "é/", ""])), body=body)
         seen.add(handler.handle_sync(request).status)
     assert seen == {200, 400, 401, 404}
-
-
-JUNK = [b"null", b"-1", b"1e999", b'"', b"{", b"}", b"[", b"\\ud800", b"9" * 50, b"\0"]
-
-
-def mutated(chance: random.Random, value: bytes) -> bytes:
-    for _ in range(chance.randrange(4)):
-        at, length = chance.randrange(len(value) + 1), chance.randrange(4)
-        junk = [chance.randbytes(chance.randrange(8)), b"", chance.choice(JUNK), value]
-        value = value[:at] + chance.choice(junk) + value[at + length :]
-    return value[:5000]
-
-
-def stranger(chance: random.Random, good: Request) -> Request:
-    """A request that begins as a good one, and whose secret, body, path, method or headers are not."""
-
-    def text(value: str) -> str:
-        return mutated(chance, value.encode(errors="surrogateescape")).decode("latin-1")
-
-    signed = request_for(Callback("exec-1"), OTHER_SECRET) if chance.random() < 0.5 else good
-    headers = {name: text(value) for name, value in signed.headers.items() if chance.random() < 0.95}
-    body = mutated(chance, good.body)
-    if chance.random() < 0.02:
-        body = chance.randbytes(chance.choice([4096, 4097, 100_000]))
-    path = chance.choice(["/resume/exec-1", f"/resume/{text('exec-1')}", text("/flows/resume/exec-1")])
-    method = chance.choice(["POST"] * 8 + ["GET", "PUT", "", "P\0ST"])
-    request = Request(method, path, headers, body)
-    proves = headers == good.headers and body == good.body
-    return request._replace(body=body + b" ") if proves else request

@@ -11,9 +11,9 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from http.client import HTTPResponse
+from http.client import BadStatusLine, HTTPResponse
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,10 +21,10 @@ from typing import Any, Self
 import pytest
 
 from sequential import FlowExecutor, stores
-from sequential.http import HttpResume
+from sequential.http import HttpResume, Request
 from sequential.storage import Record
 from tests.conftest import required
-from tests.http.support import SECRET, callback_for, request_for
+from tests.http.support import SECRET, callback_for, request_for, stranger
 from tests.servers.processes import free_port
 from tests.servers.web import RIGHT, Clock, Gunicorn, Hypercorn, Sweeper, Uvicorn, WebServer, until
 from tests.worker import workflow
@@ -92,10 +92,7 @@ class Site:
 
     def call_back(self, id: str) -> bytes:
         """The request that rings for the step to which an execution has come."""
-        request = request_for(callback_for(self.record(id)), at=self.clock.now())
-        headers = {"host": "here", **request.headers, "content-length": str(len(request.body))}
-        lines = [f"{request.method} {request.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-        return "\r\n".join([*lines, "", ""]).encode() + request.body
+        return on_wire(request_for(callback_for(self.record(id)), at=self.clock.now()))
 
     def has_noted(self, size: int) -> bool:
         """Whether the notes have grown to so many bytes."""
@@ -127,6 +124,17 @@ class Site:
             tools = {(id, step["step"]) for step in history if step["asked"] != "save"}
             assert len(tools) == status.input["steps"]
             assert tools <= called
+
+
+def on_wire(request: Request, *, chunked: bool = False) -> bytes:
+    body, framing = request.body, {"content-length": str(len(request.body))}
+    if chunked:
+        parts = [body[at : at + 700] for at in range(0, len(body), 700)]
+        body = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in [*parts, b""])
+        framing = {"transfer-encoding": "chunked"}
+    headers = {"host": "here", **request.headers, **framing}
+    lines = [f"{request.method} {request.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
 def connected(server: WebServer) -> socket.socket:
@@ -249,6 +257,27 @@ def test_fifty_identical_callbacks_while_the_flow_goes_on(site: Site, server: We
         assert all(int(answer.headers["retry-after"]) > 0 for answer in answers if answer.status == 409)
         site.expect(one, seconds=10)
         assert site.steps("called", one) == {0: 1, 1: 1, 2: 1}
+
+
+def test_a_body_may_come_in_chunks(site: Site, server: WebServer, id: str) -> None:
+    request = request_for(callback_for(site.start(id, 1)))
+    large = request._replace(body=b" " * 5000)
+    assert ask(server, on_wire(large, chunked=True)).status == 413
+    assert site.steps("called", id) == {}
+    assert ask(server, on_wire(request, chunked=True)).status == 202
+    site.expect(id)
+
+
+def test_a_thousand_requests_of_strangers_reach_nothing(site: Site, server: WebServer, id: str) -> None:
+    record, chance = site.start(id, 1), random.Random(f"{server.name} {server.app}")
+    good, seen = request_for(callback_for(record)), Counter[int]()
+    for _ in range(1000):
+        with suppress(ConnectionError, BadStatusLine, TimeoutError):  # as servers answer what they take for no request
+            seen[ask(server, on_wire(stranger(chance, good), chunked=chance.random() < 0.2)).status] += 1
+    assert {status for status in seen if status >= 500} <= {501}  # a method that the server does not know
+    assert seen[401] > 200
+    assert site.record(id) == record
+    assert site.steps("called", id) == {}
 
 
 @pytest.mark.parametrize("server", ["uvicorn-threads"], indirect=True)
