@@ -12,6 +12,9 @@ from ..storage import Record, is_name
 LIMIT = 4096
 """Bytes of a request's body at most; a callback's has some 300."""
 
+_MANY = 1 << 31
+"""Steps that no store counts."""
+
 hops: ContextVar[int] = ContextVar("sequential.http.hops", default=0)
 """How many self-calls in a row have led to this invocation."""
 
@@ -54,8 +57,8 @@ def parse(said: object, id: str) -> Callback:
     if not isinstance(said, dict) or said.get("id", id) != id:
         raise ValueError(f"it is a JSON object for execution {id!r}")
     callback = Callback(id, said.get("run"), said.get("step"), said.get("hop", 0))
-    if not (callback.run is None or isinstance(callback.run, str)):
-        raise ValueError('"run" is not a text')
-    if not all(type(number) is int and number >= 0 for number in (callback.step or 0, callback.hop)):
+    if not (callback.run is None or is_name(callback.run)):
+        raise ValueError('"run" is not the nonce of a run')
+    if not all(type(number) is int and 0 <= number < _MANY for number in (callback.step or 0, callback.hop)):
         raise ValueError('"step" and "hop" are not whole numbers from 0 on')
     return callback

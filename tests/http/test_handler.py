@@ -99,11 +99,12 @@ REFUSED: list[tuple[Request, int, str]] = [
     (request_for(CALLBACK, body=b"[" * 4000), 400, "not that of a callback"),
     (request_for(CALLBACK, body=b"[]"), 400, "a JSON object for execution 'exec-1'"),
     (request_for(CALLBACK, body=b'{"id": "exec-2"}'), 400, "a JSON object for execution 'exec-1'"),
-    (request_for(CALLBACK, body=b'{"run": 1}'), 400, '"run" is not a text'),
+    (request_for(CALLBACK, body=b'{"run": 1}'), 400, '"run" is not the nonce of a run'),
+    (request_for(CALLBACK, body=b'{"run": "a\\u0000b"}'), 400, '"run" is not the nonce of a run'),
     *(
         (request_for(CALLBACK, body=json.dumps({name: value}).encode()), 400, "not whole numbers from 0 on")
         for name in ("step", "hop")
-        for value in (-1, 0.5, "1", True, [1])
+        for value in (-1, 0.5, "1", True, [1], 1 << 31)
     ),
 ]  # fmt: skip
 
