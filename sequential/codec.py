@@ -7,7 +7,6 @@ the memory: the caller hands its only reference over, and both directions let go
 from collections.abc import Callable, Iterable
 from functools import cache
 from io import BytesIO
-from math import isfinite
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from .errors import StorageError
@@ -182,6 +181,8 @@ def _refuse_surrogates(text: str) -> None:
 
 def _find_fault(value: Any) -> str | None:  # noqa: C901, PLR0911 - a table of kinds, in the order they are met
     """Say which part of `value` is not JSON, without recursion: it may be nested without end."""
+    from math import isfinite  # noqa: PLC0415 - a library to load, and seldom needed
+
     parts: list[tuple[str, Any, frozenset[int]]] = [("value", value, frozenset())]
     while parts:
         path, part, around = parts.pop()
@@ -221,20 +222,21 @@ def _json() -> tuple["JSONEncoder", "JSONDecoder", "_Encode", "_Encode", Callabl
 
     encoder = JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     sorting = JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
-    return encoder, JSONDecoder(parse_constant=_refuse), _prepare(encoder), _prepare(sorting), crc32
+    return encoder, JSONDecoder(parse_constant=_refuse), prepare(encoder), prepare(sorting), crc32
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _prepare(encoder: "JSONEncoder") -> "_Encode":
+def prepare(encoder: "JSONEncoder") -> "_Encode":
     """Return what `encoder` does for each value, made once: making it anew takes longer than encoding a small value."""
     import json.encoder  # noqa: PLC0415
 
     try:
+        settings = (encoder.key_separator, encoder.item_separator, encoder.sort_keys, False, encoder.allow_nan)
         return json.encoder.c_make_encoder(  # type: ignore[attr-defined, no-any-return]
-            None, encoder.default, json.encoder.encode_basestring, None, ":", ",", encoder.sort_keys, False, False
+            None, encoder.default, json.encoder.encode_basestring, None, *settings
         )
     except TypeError:  # an interpreter without it, or with another
         return lambda value, _: encoder.iterencode(value)

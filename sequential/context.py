@@ -1,7 +1,6 @@
 """What the hooks may know about the step they are called for, and until when an invocation has time."""
 
-from contextvars import ContextVar
-from math import inf
+from contextvars import ContextVar, Token
 from time import time
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -32,7 +31,7 @@ executing: ContextVar[str] = ContextVar("sequential.executing", default="")
 being_called: ContextVar[Record] = ContextVar("sequential.current")
 """The record of the execution whose next step is being called or rung for."""
 
-ends_at: ContextVar[float] = ContextVar("sequential.ends_at", default=inf)
+ends_at: ContextVar[float] = ContextVar("sequential.ends_at", default=float("inf"))
 """When an invocation must begin no further step, in seconds since the epoch."""
 
 _MARGIN = (1.0, 10.0)
@@ -58,7 +57,8 @@ def current() -> Current:
 class run_until:  # noqa: N801 - it reads as a sentence: `with run_until(deadline): flow.resume_sync(id)`
     """Let invocations in a ``with`` block begin no further step when the platform is about to stop them.
 
-    It ends what the executor's ``budget=`` would allow, and with a budget of 0 changes nothing.
+    It ends what the executor's ``budget=`` would allow, and with a budget of 0 changes nothing.  With an
+    `asyncio.Runner`, which has a context of its own, the block belongs inside of what it runs.
 
     Args:
         deadline: When the platform stops this function, in seconds since the epoch; ``math.inf``: never.
@@ -69,13 +69,14 @@ class run_until:  # noqa: N801 - it reads as a sentence: `with run_until(deadlin
     def __init__(self, deadline: float, margin: float | None = None) -> None:
         least, most = _MARGIN
         left = deadline - time()
+        self._tokens: list[Token[float]] = []
         self._ends_at = deadline - (min(max(left / 5, least), most) if margin is None else margin)
 
     def __enter__(self) -> Self:
-        self._token = ends_at.set(min(self._ends_at, ends_at.get()))
+        self._tokens.append(ends_at.set(min(self._ends_at, ends_at.get())))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        ends_at.reset(self._token)
+        ends_at.reset(self._tokens.pop())

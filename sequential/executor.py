@@ -95,7 +95,17 @@ class FlowExecutor:
             raise ValueError(f"version must be an int of at most 64 bits, got {version!r:.100}")
         journal = journal_for(storage)
         self._workflows = name_all(workflows)
-        self._setup = Setup(journal, call, resume, budget, lease, retain, version, Observer(observe), clock)
+        self._setup = Setup(
+            journal=journal,
+            call=call,
+            resume=resume,
+            budget=budget,
+            lease=lease,
+            retain=retain,
+            version=version,
+            observer=Observer(observe),
+            clock=clock,
+        )
         self._plain = type(storage).__name__ if isinstance(journal, PlainJournal) else None
         if retain:
             self._needs_journal("retain=True")
@@ -325,7 +335,7 @@ class FlowExecutor:
         """Ring every execution whose time has come: its callback was lost, or its process died.
 
         Call it from a cron job, a loop or a scheduled function.  What has been rung 10 times without a new
-        step is parked as ``stuck`` and reported once.
+        step is parked as ``stuck`` and reported once; a ring that fails does not count.
 
         Args:
             limit: How many executions to ring at most, at least 1.

@@ -15,7 +15,7 @@ from .errors import Diverged, Fenced, IdInUse, NotEncodable, describe
 from .lease import Lease
 from .requests import Again, Gather, Return, Save, Sleep, Step, Tool, Wait
 from .setup import GRACE, Paused, Setup
-from .storage import Maybe, Record, Result, new_run, page_of, settle
+from .storage import FRESH, Maybe, Record, Result, as_record, new_run, page_of, settle
 from .workflow import Progress, Raised, Workflow
 
 
@@ -56,7 +56,7 @@ class Invocation:
         except BaseException as error:
             if isinstance(error, Fenced) and error.id == self._record.id:
                 self._tell("fenced", self._record, error=error)
-            await self._release(error)
+            await self.release(error)
             raise
         finally:
             self._lease.end()
@@ -127,11 +127,9 @@ class Invocation:
         # A storage of five methods does not know what was asked.
         if saved.asked and saved.asked != request.label:
             await self._park("diverged", Diverged(self._record.id, saved.step, saved.asked, request.label))
-        if (
-            self._setup.observer.listens
-            and isinstance(request, Tool)
-            and saved.fingerprint not in {None, fingerprint(request.input)}
-        ):
+        if not (self._setup.observer.listens and isinstance(request, Tool)):
+            return
+        if saved.fingerprint not in {None, fingerprint(request.input)}:
             self._tell("input changed", self._record._replace(step=saved.step), request.label)
 
     def _send(self, request: Step, page: list[Result]) -> Step | Return | Raised:
@@ -150,10 +148,8 @@ class Invocation:
         """
         record, now = self._record, self._setup.clock()
         if isinstance(request, Tool):
-            saved = await self._saved_ahead([request]) if request.once else {}
-            result = saved.get(record.step)
-            if result is None:
-                result = await self._caller.call(request, await self._freshen(now))
+            found = (await self._saved_ahead([request])).get(record.step) if request.once else None
+            result = found or await self._caller.call(request, await self._freshen(now))
             return [result], result
         if isinstance(request, Gather):
             steps = dict(enumerate(request.tools, record.step))
@@ -208,15 +204,16 @@ class Invocation:
         reason = "save" if isinstance(request, Save) else spent
         due = now + GRACE if reason or old.due is None else old.due
         lease = 0.0 if reason else old.lease and now + self._setup.lease
-        # Spelled out, because _replace would take as long as all the rest of this method.
-        record = Record(*old[:6], old.token + 1, old.step + len(page), "running", due, lease, 0, None, None, None, now)
-        signal = {"absent" if result.error else "taken": request.name} if isinstance(request, Wait) else {}
+        # Not by _replace, which would take as long as all the rest of this method.
+        record = as_record((*old[:6], old.token + 1, old.step + len(page), "running", due, lease, *FRESH, now))
+        name = request.name if isinstance(request, Wait) else None
+        absent, taken = (name, None) if result.error else (None, name)
         try:
             if reason:
-                return await self._pause(record, reason, result, **signal)
-            await self._write(record, result, **signal)
+                return await self._pause(record, reason, result, absent=absent, taken=taken)
+            await self._write(record, result, absent, taken)
         except Fenced:
-            data = await settle(self._journal.received(old, signal["absent"])) if "absent" in signal else None
+            data = await settle(self._journal.received(old, absent)) if absent is not None else None
             if data is None:
                 raise
             page[0] = result._replace(data=data, error=None)  # the signal came at the moment of the timeout
@@ -301,8 +298,12 @@ class Invocation:
         self._tell(status, self._record, error=error)
         raise error
 
-    async def _release(self, error: BaseException) -> None:
-        """Give the lease back without progress, if it is still ours and the store still there."""
+    async def release(self, error: BaseException) -> None:
+        """Give the lease back without progress, if it is still ours and the store still there.
+
+        Args:
+            error: What has come in between.
+        """
         self._progress.close()
         if (record := self._record).lease:
             # A signal that came meanwhile has left the ringing to us: look again soon.
@@ -314,12 +315,14 @@ class Invocation:
                 await self._write(record._replace(token=record.token + 1, due=due, lease=0.0, error=reason))
                 self._tell("released", self._record, error=error)
 
-    async def _write(self, record: Record, result: Result | None = None, **signal: str | None) -> None:
-        written = self._journal.commit(record, self._record.token, result, **signal)
+    async def _write(
+        self, record: Record, result: Result | None = None, absent: str | None = None, taken: str | None = None
+    ) -> None:
+        written = self._journal.commit(record, self._record.token, result, absent=absent, taken=taken)
         if written is not None:
             await written
         self._record = record
-        if result is not None:
+        if result is not None and self._setup.observer.listens:
             self._tell("committed", record, result.asked)
 
     def _renew(self, record: Record) -> Maybe[None]:

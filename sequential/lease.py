@@ -39,12 +39,15 @@ class Lease:
         length: How long a lease is, in seconds.
     """
 
-    __slots__ = ("_every", "_held", "_next", "_renew", "_renewing", "_watched", "due")
+    __slots__ = ("_awaited", "_every", "_held", "_next", "_renew", "_renewal", "_renewing", "_timer", "_watched", "due")
 
     def __init__(self, renew: Callable[[Record], Maybe[None]], length: float) -> None:
         self._renew = renew
         self._every = min(length / 3, _LONGEST)
         self._held: Record | None = None
+        self._awaited: Record | None = None
+        self._renewal: Any = None
+        self._timer: Any = None
         self._renewing = allocate_lock()
         self._watched = False
         self._next = monotonic() + self._every
@@ -69,6 +72,8 @@ class Lease:
 
     def end(self) -> None:
         """Hold nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._watched:
             self._watched = False
             _watch.remove(self)
@@ -90,21 +95,21 @@ class Lease:
         self.let_go()
         if not record.lease:
             return await outcome
-        renewal: Any = None
-        timer: Any = None
-
-        def tick() -> None:
-            nonlocal renewal, timer
-            renewal = loop.create_task(self._renew_now(record))
-            timer = loop.call_later(self._every, tick)
-
-        timer = loop.call_later(self._every, tick)
+        if self._timer is None:  # one for all calls: to set and cancel one takes as long as a tenth of a step
+            self._timer = loop.call_later(self._every, self._tick, loop)
+        self._awaited = record
         try:
             return await outcome
         finally:
-            timer.cancel()
-            if renewal is not None:
+            self._awaited = None
+            if self._renewal is not None:
+                renewal, self._renewal = self._renewal, None
                 await renewal  # many a client refuses two writes at once
+
+    def _tick(self, loop: Any) -> None:
+        self._timer = loop.call_later(self._every, self._tick, loop)
+        if self._awaited is not None:
+            self._renewal = loop.create_task(self._renew_now(self._awaited))
 
     async def hold_while(self, tasks: set[Any], record: Record) -> AsyncIterator[set[Any]]:
         """Yield tasks of the running loop as they finish, and keep the lease of `record` meanwhile."""

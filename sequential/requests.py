@@ -89,7 +89,8 @@ class Tool:
     __slots__ = ("category", "input", "label", "name", "once")
 
     def __init__(self, label: str, category: str, name: str, input: Any, once: bool) -> None:
-        self.label, self.category, self.name, self.input, self.once = label, category, name, input, once
+        self.label, self.category, self.name = label, category, name
+        self.input, self.once = input, once
 
     @property
     def needs(self) -> str:

@@ -7,6 +7,7 @@ nothing of workflows.  The executor speaks only `Journal`; `journal_for` wraps a
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from functools import partial
 from os import urandom
 from time import time
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
@@ -86,6 +87,14 @@ class Result(NamedTuple):
     """The type's name when the tool raised."""
 
 
+as_record: Callable[[tuple[Any, ...]], Record] = partial(tuple.__new__, Record)
+as_result: Callable[[tuple[Any, ...]], Result] = partial(tuple.__new__, Result)
+"""Makes one of all its values, in half the time of ``Result(*values)``: a step makes three of them."""
+
+FRESH = (0, None, None, None)
+"""No attempts, no error, no wake, no wait: what a record has there after a step."""
+
+
 class Storage(Protocol):
     """The five methods that a user writes, each plain or ``async``.
 
@@ -110,7 +119,7 @@ class Storage(Protocol):
 
 async def settle(value: Maybe[T]) -> T:
     """Return `value`, awaited if it can be."""
-    if isinstance(value, Awaitable):
+    if hasattr(value, "__await__"):  # in a fifth of the time of isinstance(value, Awaitable), and this is asked often
         settled: T = await value
         return settled
     return value
@@ -118,7 +127,7 @@ async def settle(value: Maybe[T]) -> T:
 
 def then(value: Maybe[T], use: Callable[[T], Maybe[R]]) -> Maybe[R]:
     """Apply `use` to `value`: now, or in an awaitable when `value` is one."""
-    if not isinstance(value, Awaitable):
+    if not hasattr(value, "__await__"):
         return use(value)
 
     async def later() -> R:

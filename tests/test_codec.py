@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sequential.codec import JSONCodec, _prepare, fingerprint
+from sequential.codec import JSONCodec, fingerprint, prepare
 from sequential.errors import StorageError
 
 codec = JSONCodec()
@@ -122,8 +122,8 @@ def test_a_fingerprint_depends_on_the_value_alone() -> None:
 
 def test_an_interpreter_without_the_fast_encoder_writes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = json.encoder.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-    fast = _prepare(encoder)
+    fast = prepare(encoder)
     monkeypatch.setattr(json.encoder, "c_make_encoder", None)
-    slow = _prepare(encoder)
+    slow = prepare(encoder)
     value = {"a": [1, "é", None]}
     assert "".join(fast(value, 0)) == "".join(slow(value, 0)) == '{"a":[1,"é",null]}'

@@ -117,6 +117,28 @@ def test_nothing_is_renewed_after_a_call_and_nothing_during_a_short_one() -> Non
     assert record.lease == 0.0
 
 
+def test_one_timer_serves_all_awaited_calls_and_renews_during_them_alone() -> None:
+    renewed = asyncio.Event()
+    count: list[Record] = []
+
+    def renew(record: Record) -> None:
+        count.append(record)
+        renewed.set()
+
+    async def run() -> None:
+        lease, record = Lease(renew, LEASE), Record("l", "run", lease=1.0)
+        await lease.hold_during(asyncio.sleep(0), record)
+        await asyncio.sleep(LEASE)
+        assert not count
+        await asyncio.wait_for(lease.hold_during(renewed.wait(), record), PATIENCE)
+        lease.end()
+        renewals = len(count)
+        await asyncio.sleep(LEASE)
+        assert len(count) == renewals
+
+    asyncio.run(run())
+
+
 def test_a_renewal_that_fails_is_tried_again() -> None:
     storage, seen = Watched(), list[Any]()
     storage.failing = True

@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from functools import partial
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ..codec import Codec
 from ..errors import Fenced, StorageError
-from ..storage import CLOSED, Record, Result, refuses, settle
+from ..storage import CLOSED, Record, Result, as_record, as_result, refuses, settle
 from .bucket import Bucket, Conflict, Damaged, Found, Kept, Recent, check_missing, explained, nonce
 from .clients import ClientJournal, extra, plain_or_async
 
@@ -73,9 +72,6 @@ class _State(NamedTuple):
 
 _Keep: TypeAlias = Callable[..., Awaitable[_Value]]
 _Change: TypeAlias = Callable[[_State, _Keep], Awaitable[_State | None]]
-
-_as_record: Callable[[_Item], Record] = partial(tuple.__new__, Record)
-_as_result: Callable[[_Item], Result] = partial(tuple.__new__, Result)
 
 
 class ObjectStorage(ClientJournal):
@@ -179,7 +175,7 @@ class ObjectStorage(ClientJournal):
                 raise Fenced(record.id, token)
             if taken is not None:
                 signals[taken] = None
-            changed = state._replace(record=_as_record((*stored[:6], *record[6:])), signals=signals)
+            changed = state._replace(record=as_record((*stored[:6], *record[6:])), signals=signals)
             return changed if result is None else await _add(changed, record.run, result, keep)
 
         await self._change(record.id, change, (record.run, token))
@@ -396,7 +392,7 @@ class ObjectStorage(ClientJournal):
             return _decode_body(await self._load(id, segment[2])).tail
 
         async def load(item: _Item) -> Result:
-            return _as_result((*item[:3], await self._load(id, item[3]), *item[4:]))
+            return as_result((*item[:3], await self._load(id, item[3]), *item[4:]))
 
         wanted = sorted(segment for segment in state.segments if segment[0] < stop and segment[1] >= start)
         items: dict[int, _Item] = {}

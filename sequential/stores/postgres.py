@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from ..blocking import is_async
 from ..codec import Codec
 from ..errors import Fenced, StorageError
-from ..storage import Record, Result, refuses, settle
+from ..storage import FRESH, Record, Result, as_record, as_result, refuses, settle
 from .clients import ClientJournal, extra, plain_or_async, split
 from .postgres_sql import SCHEMA, Statements
 
@@ -54,12 +53,6 @@ _REMEDIES: tuple[tuple[type[psycopg.Error] | tuple[type[psycopg.Error], ...], st
 )
 
 _YOURS = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
-
-_FRESH = (0, None, None, None)
-"""No attempts, no error, no wake, no wait: as a record is after a step."""
-
-_as_record: Callable[[Row], Record] = partial(tuple.__new__, Record)
-_as_result: Callable[[Row], Result] = partial(tuple.__new__, Result)
 
 
 class PostgresStorage(ClientJournal):
@@ -158,7 +151,7 @@ class PostgresStorage(ClientJournal):
                 raise StorageError("PostgreSQL: the table of the schema's version is empty: call create_schema() once")
             ((version, taken, *fields, _),) = rows
             _check_version(version)
-            record = None if taken is None else _as_record(tuple(fields))
+            record = None if taken is None else as_record(tuple(fields))
             if record is None and not create:
                 return None, False
             # What a transaction under way hid from this statement, it waited for, and shows to the next.
@@ -184,7 +177,7 @@ class PostgresStorage(ClientJournal):
 
     async def _step(self, record: Record, token: int, result: Result) -> bool:
         """Commit in the quick way, and return whether that was enough: if not, the other way tells why."""
-        if not record.lease or record.status != "running" or record[11:15] != _FRESH or len(result.data) > PART:
+        if not record.lease or record.status != "running" or record[11:15] != FRESH or len(result.data) > PART:
             return False
         values = (*record[6:8], *record[9:11], record.changed, record.id, record.run, token, *result)
         try:
@@ -211,21 +204,21 @@ class PostgresStorage(ClientJournal):
         page: list[Result] = []
         for row in await self._rows(self._sql.results, (record.id, record.run, start, stop)):
             if row[7] > 1:
-                return page or [await self._read_parts(record, _as_result(row[:7]), row[7])]
-            page.append(_as_result(row[:7]))
+                return page or [await self._read_parts(record, as_result(row[:7]), row[7])]
+            page.append(as_result(row[:7]))
         return page
 
     @plain_or_async
     async def read(self, id: str) -> Record | None:
         """Read a record."""
         rows = await self._rows(self._sql.read, (id,))
-        return _as_record(rows[0]) if rows else None
+        return as_record(rows[0]) if rows else None
 
     @plain_or_async
     async def due(self, now: float, limit: int) -> list[Record]:
         """List what the sweep should ring."""
         rows = await self._rows(self._sql.due, (now, limit, now, limit))
-        return sorted(map(_as_record, rows), key=lambda record: record.rings_at or 0.0)[:limit]
+        return sorted(map(as_record, rows), key=lambda record: record.rings_at or 0.0)[:limit]
 
     @plain_or_async
     async def find(
@@ -235,13 +228,13 @@ class PostgresStorage(ClientJournal):
         wanted = {"id > %s": after, "status = %s": status, "workflow = %s": workflow}
         wanted = {check: value for check, value in wanted.items() if value is not None}
         sql = self._sql.find % " AND ".join(wanted)
-        return list(map(_as_record, await self._rows(sql, (*wanted.values(), limit))))
+        return list(map(as_record, await self._rows(sql, (*wanted.values(), limit))))
 
     @plain_or_async
     async def signal(self, id: str, name: str, data: bytes, now: float) -> tuple[Record | None, bool]:
         """Keep a signal."""
         rows = await self._rows(self._sql.signal, (name, name, now, name, now, id, name, name, data, id))
-        return (_as_record(rows[0][1:]), rows[0][0]) if rows else (None, False)
+        return (as_record(rows[0][1:]), rows[0][0]) if rows else (None, False)
 
     @plain_or_async
     async def received(self, record: Record, name: str) -> bytes | None:

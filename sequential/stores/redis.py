@@ -20,7 +20,7 @@ without an entry.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import cache
 from hashlib import sha1
@@ -30,7 +30,7 @@ from os import urandom
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..blocking import is_async
-from ..codec import Codec
+from ..codec import Codec, prepare
 from ..errors import Fenced, StorageError
 from ..storage import Record, Result, settle
 from . import redis_lua as lua
@@ -69,7 +69,7 @@ _REMEDIES = (
 )
 """What to do, by words in what was raised: the classes of redis-py and valkey-py, what a server says in a script."""
 
-_text = json.JSONEncoder(ensure_ascii=False).encode
+_pieces = prepare(json.JSONEncoder(ensure_ascii=False))
 
 
 class RedisStorage(ClientJournal):
@@ -343,19 +343,20 @@ class RedisStorage(ClientJournal):
         """Remove an entry that no record names, or will ever name."""
         await self._evaluate(lua.INDEX, (index,), "ZREM", b"%b %b" % (id.encode(), name))
 
-    async def _run(self, script: str, id: str, *values: Any, data: bytes = b"", offered: bytes = b"") -> Any:
+    def _run(self, script: str, id: str, *values: Any, data: bytes = b"", offered: bytes = b"") -> Awaitable[Any]:
         """Run a script on the keys of one execution."""
         record = f"{self._prefix}{{{id}}}"
         # The key that never exists makes a cluster refuse the script while it moves the slot, key by key.
         others = (f"{record}:none".encode(),) if self._is_cluster else (self._due, self._ids)
         head = _joined(id, offered.decode(), self._ttl, *values)
-        return await self._evaluate(script, (record.encode(), *others), head, data)
+        return self._evaluate(script, (record.encode(), *others), head, data)
 
     async def _evaluate(self, script: str, keys: tuple[bytes, ...], *values: str | bytes) -> Any:
         """Run a script by its name, which the server knows unless it was started anew."""
         try:
             try:
-                return await settle(self._client.evalsha(_digest(script), len(keys), *keys, *values))
+                answer = self._client.evalsha(_digest(script), len(keys), *keys, *values)
+                return await answer if hasattr(answer, "__await__") else answer
             except Exception as error:
                 if type(error).__name__ != "NoScriptError":
                     raise
@@ -376,6 +377,10 @@ def _remedy(error: Exception) -> str | None:
     """Return what to do, or `None` if the driver has not raised this."""
     told = f"{' '.join(kind.__name__ for kind in type(error).__mro__)} {error}"
     return next((remedy for words, remedy in _REMEDIES if any(word in told for word in words)), None)
+
+
+def _text(value: Any) -> str:
+    return "".join(_pieces(value, 0))
 
 
 def _joined(*values: Any) -> bytes:

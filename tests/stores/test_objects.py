@@ -770,7 +770,7 @@ def test_round_trips(seaweed_server: SeaweedServer, proxy: Proxy) -> None:
     segments = commits - 998
     assert segments <= 10
     other = ObjectStorage(store, check=False)
-    assert taken(other.claim, record(lease=NOW + 999), NOW + 99, False) == 2
+    assert taken(other.claim, record(run="", lease=NOW + 999), NOW + 99, False) == 2
     held = held._replace(token=held.token + 1)
     assert taken(history, other, held) == segments + 1  # and one that is large
     assert taken(other.remove, "one", held) <= 4 + segments + 1
