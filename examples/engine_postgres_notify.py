@@ -1,6 +1,7 @@
 """PostgreSQL carries the ring by LISTEN and NOTIFY, and keeps the executions too; a worker may be killed in mid-run.
 
-In two terminals, the worker on as many machines as you like::
+In two terminals, the worker first (what is rung while nobody listens waits for a sweep), on as many machines as you
+like::
 
     pip install -e ".[postgres]" && cd examples
     python engine_postgres_notify.py work

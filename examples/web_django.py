@@ -1,6 +1,6 @@
 """Django: orders that wait for a yes, each step in a request of its own; a process beside it rings what is late.
 
-::
+The last line is for another terminal, with the same environment::
 
     pip install -e . django gunicorn && cd examples
     export SEQUENTIAL_SECRET=$(python -c "from sequential.http import new_secret; print(new_secret())")

@@ -8,7 +8,7 @@
     export CRON_TOKEN=$(python -c "import secrets; print(secrets.token_hex())")
     gunicorn --bind 127.0.0.1:8000 --threads 8 web_flask:app
 
-and elsewhere, ID being what the first line answers, and the last one for cron, once a minute::
+and elsewhere with the same environment, ID being what the first line answers, the last one for cron, once a minute::
 
     curl -X POST "http://127.0.0.1:8000/orders?item=lamp"
     curl http://127.0.0.1:8000/orders/ID

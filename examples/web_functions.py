@@ -8,7 +8,7 @@
     export SEQUENTIAL_URL=http://127.0.0.1:8000 SEQUENTIAL_STORE=sqlite:///orders.db
     functions-framework --host 127.0.0.1 --port 8000 --source web_functions.py --target orders
 
-and elsewhere, ID being what the first line answers, and the last one for a job of Cloud Scheduler, once a minute::
+and elsewhere with the same environment, ID being what the first line answers, the last one for Cloud Scheduler::
 
     curl -X POST "http://127.0.0.1:8000/orders?item=lamp"
     curl http://127.0.0.1:8000/orders/ID

@@ -12,7 +12,7 @@ from contextlib import closing, nullcontext, suppress
 from importlib import import_module
 from typing import Any
 
-from . import stores
+from . import hooks, stores
 from .errors import SequentialError
 from .executor import FlowExecutor
 from .http import HttpResume
@@ -40,18 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "sweep", help="ring every execution that is late", description=_SWEEP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    command.add_argument("app", nargs="?", help="module:name of a FlowExecutor that has a resume hook")
-    command.add_argument(
-        "--store", default=os.environ.get("SEQUENTIAL_STORE"), help="URL, as sequential.stores.open takes"
-    )
-    command.add_argument("--url", default=os.environ.get("SEQUENTIAL_URL"), help="URL that the handler is mounted at")
+    command.add_argument("app", nargs="?", help="module:name of a FlowExecutor that has a resume hook (app: app:flow)")
+    command.add_argument("--store", help="URL, as sequential.stores.open takes it")
+    command.add_argument("--url", help="URL that the handler is mounted at")
     command.add_argument("--every", type=float, metavar="SECONDS", help="go on until stopped (else: sweep once)")
     command.add_argument("--limit", type=int, default=100, help="executions to ring in one sweep (100)")
     options = parser.parse_args(arguments)
+    if options.app and (options.store or options.url):
+        command.error("name either an executor, or a store and the handler's URL")
     sys.path.insert(0, "")  # as `python -m` does, if this was started otherwise
+    flow = _imported(options.app) if options.app else None
     try:
-        with _storage(options) as storage:
-            asyncio.run(_sweep(_flow(options, storage), options))
+        with closing(stores.open(_store(options))) if flow is None else nullcontext() as storage:
+            asyncio.run(_sweep(flow or _ringing(options, storage), options))
     except (SequentialError, ValueError, TypeError) as error:
         raise SystemExit(f"sequential: {error}") from None
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -70,32 +71,37 @@ async def _sweep(flow: FlowExecutor, options: argparse.Namespace) -> None:
     await sweep_forever(flow, options.every, options.limit)
 
 
-def _storage(options: argparse.Namespace) -> Any:
-    """Return the storage that was named, to be closed at the end."""
-    if options.app is not None:
-        return nullcontext()
-    if not options.store:
+def _store(options: argparse.Namespace) -> str:
+    """Return the URL of the store that was named."""
+    url = options.store or os.environ.get("SEQUENTIAL_STORE")
+    if not url:
         raise ValueError("name an executor (app:flow), or a store: --store URL, or SEQUENTIAL_STORE")
-    return closing(stores.open(options.store))
+    return str(url)
 
 
-def _flow(options: argparse.Namespace, storage: Any) -> FlowExecutor:
-    """Return the executor that was named, or one over the storage."""
-    if options.app is None:
-        secret = os.environ.get("SEQUENTIAL_SECRET", "").split()
-        if not (options.url and secret):
-            raise ValueError(
-                "name the handler, --url URL or SEQUENTIAL_URL, and what it checks, SEQUENTIAL_SECRET (in the "
-                "environment, because everybody on this machine sees a command line)"
-            )
-        return FlowExecutor(storage, resume=HttpResume(options.url, secret))
-    module, _, name = options.app.partition(":")
+def _ringing(options: argparse.Namespace, storage: Any) -> FlowExecutor:
+    """Return an executor over the store, which rings the handler that was named."""
+    url = options.url or os.environ.get("SEQUENTIAL_URL")
+    secret = os.environ.get("SEQUENTIAL_SECRET", "").split()
+    if not (url and secret):
+        raise ValueError(
+            "name the handler, --url URL or SEQUENTIAL_URL, and what it checks, SEQUENTIAL_SECRET (in the "
+            "environment, because everybody on this machine sees a command line)"
+        )
+    return FlowExecutor(storage, resume=HttpResume(url, secret))
+
+
+def _imported(app: str) -> FlowExecutor:
+    """Return the executor that was named; what its module raises is shown with its place."""
+    module, _, name = app.partition(":")
     try:
-        flow = getattr(import_module(module), name or "flow", None)
+        found = getattr(import_module(module), name or "flow", None)
     except ModuleNotFoundError as error:
-        if error.name != module:
-            raise  # of what the module needs, the place matters
-        flow = None
-    if not isinstance(flow, FlowExecutor):
-        raise TypeError(f"{options.app} is no FlowExecutor: write module:name, as in app:flow, in its folder")
-    return flow
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # it is what the module needs that is not there
+        raise SystemExit(f"sequential: there is no module {module} here: write module:name, as in app:flow") from None
+    if not isinstance(found, FlowExecutor):
+        raise SystemExit(f"sequential: {app} is no FlowExecutor: write module:name, as in app:flow")
+    if found._setup.resume is None and hooks.find_resume() is None:  # noqa: SLF001 - better now than in vain
+        raise SystemExit(f"sequential: {app} has no resume hook, so it can ring nobody: FlowExecutor(..., resume=f)")
+    return found

@@ -185,8 +185,9 @@ class EventLoopNeeded(SequentialError):
     """A blocking method met a hook or a storage that really waits for something."""
 
     _text = (
-        "a ..._sync method met an async hook or storage that waits for the event loop: "
-        "await the method of the same name without _sync, or give hooks and a storage that are not async"
+        "a ..._sync method, or a handler without run=, met an async hook or storage that waits for the event loop: "
+        "await the method of the same name without _sync, give wsgi_app or lambda_handler run=, or give hooks and a "
+        "storage that are not async"
     )
 
 

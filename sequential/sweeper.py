@@ -26,14 +26,15 @@ async def sweep_forever(flow: FlowExecutor, every: float = 60.0, limit: int = 10
     """
     if not every > 0:
         raise ValueError(f"every= is a number of seconds above 0, not {every!r}")
+    if not limit > 0:
+        raise ValueError(f"limit= is a number of executions, at least 1, not {limit!r}")
     await sleep(min(every, _BEGINNING))
     while True:
         rung: list[str] = []
         try:
             rung = await flow.sweep(limit)
-        except (NotSupported, ValueError):
+        except NotSupported:
             raise
         except Exception:
             getLogger("sequential").exception("the sweep failed, and is tried again in %g seconds", every)
-        if len(rung) < limit:
-            await sleep(every)
+        await sleep(every if len(rung) < limit else 0)  # a plain store and hook would never let others run

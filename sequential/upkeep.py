@@ -1,8 +1,10 @@
 """What is done for executions from outside: ring those that are late, remove those that are old."""
 
 from contextlib import suppress
+from time import time
 
 from .codec import fingerprint
+from .context import ends_at
 from .errors import Fenced
 from .setup import GRACE, Setup
 from .storage import CLOSED, Record, settle
@@ -21,6 +23,8 @@ async def sweep(setup: Setup, limit: int) -> list[str]:
     """Ring up to `limit` executions whose time has come, and return their ids."""
     rung: list[str] = []
     for record in await settle(setup.journal.due(setup.clock(), limit)):
+        if time() >= ends_at.get():
+            break  # the rest stays due
         stuck = record.attempts >= ATTEMPTS
         # Jitter from the id and the attempt: spread like a random one, yet the same in every sweep.
         wait = min(GRACE * 2**record.attempts, LONGEST_WAIT)
@@ -38,9 +42,12 @@ async def sweep(setup: Setup, limit: int) -> list[str]:
             continue  # another sweep or an invocation was first
         if stuck:
             setup.observer.tell("stuck", moved, moved.error or "")
-        else:
-            await setup.ring(moved)
+        elif await setup.ring(moved):
             rung.append(record.id)
+        else:  # that nobody can be rung is not the execution's fault, and must not park it
+            with suppress(Fenced):
+                tried = moved._replace(token=moved.token + 1, attempts=record.attempts)
+                await settle(setup.journal.commit(tried, moved.token))
     return rung
 
 

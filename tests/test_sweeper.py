@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from sequential import FlowExecutor, NotSupported, StorageError
+from sequential import CallbackFailed, FlowExecutor, NotSupported, StorageError, run_until
 from sequential.cli import main
 from sequential.stores.memory import MemoryStorage
 from sequential.stores.sqlite import SQLiteStorage
@@ -118,7 +119,7 @@ def test_an_executor_of_ones_own_is_named_by_its_module(
         "from sequential import FlowExecutor, stores\n"
         "rung = []\n"
         f"flow = FlowExecutor(stores.open({environment!r}), resume=rung.append)\n"
-        "other = 1\n"
+        "other, silent = 1, FlowExecutor(stores.open('memory://'))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     main(["sweep", "my_app:flow", "--limit", "5"])
@@ -128,9 +129,19 @@ def test_an_executor_of_ones_own_is_named_by_its_module(
     assert sorted(sys.modules["my_app"].rung) == IDS
     sys.modules["my_app"].flow._setup.journal.close()
     assert bell.rung == []
-    for wrong in ("my_app:other", "my_app:missing", "not_there:flow"):
-        with pytest.raises(SystemExit, match=f"{wrong} is no FlowExecutor: write module:name"):
-            main(["sweep", wrong])
+    wrong = {
+        "my_app:other": "my_app:other is no FlowExecutor: write module:name",
+        "my_app:missing": "my_app:missing is no FlowExecutor",
+        "my_app:silent": "my_app:silent has no resume hook, so it can ring nobody",
+        "not_there:flow": "there is no module not_there here",
+        "my_app.not_there:flow": "there is no module my_app.not_there here",
+    }
+    for app, reason in wrong.items():
+        with pytest.raises(SystemExit, match=f"sequential: {reason}"):
+            main(["sweep", app])
+    with pytest.raises(SystemExit):
+        main(["sweep", "my_app:flow", "--store", environment])
+    assert "name either an executor, or a store" in capsys.readouterr().err
     (tmp_path / "broken.py").write_text("import not_there")
     with pytest.raises(ModuleNotFoundError, match="not_there"):
         main(["sweep", "broken:flow"])
@@ -175,6 +186,8 @@ def test_a_store_that_is_away_ends_one_sweep_and_not_the_service(caplog: pytest.
             self.asked += 1
             if self.asked == 1:
                 raise StorageError("the server is away")
+            if self.asked == 2:
+                raise UnicodeDecodeError("utf-8", b"", 0, 0, "a ValueError of a user's own store")
             return super().due(now, limit)
 
     rung: list[str] = []
@@ -198,9 +211,66 @@ def test_a_store_that_is_away_ends_one_sweep_and_not_the_service(caplog: pytest.
 
     asyncio.run(run())
     assert rung == ["exec-1"]
-    assert caplog.messages == ["the sweep failed, and is tried again in 0.01 seconds"]
+    assert caplog.messages == ["the sweep failed, and is tried again in 0.01 seconds"] * 2
+
+
+def test_a_backlog_does_not_hold_up_the_loop_and_a_deadline_ends_a_sweep() -> None:
+    rung: list[str] = []
+    storage, clock = MemoryStorage(), FakeClock()
+    flow = FlowExecutor(storage, resume=rung.append, clock=clock)
+    for id in IDS:
+        FlowExecutor(storage, clock=clock).start_sync(three, id=id)
+    clock.advance(31)
+    with run_until(time.time() - 1):
+        assert flow.sweep_sync() == []
+
+    async def run() -> None:
+        service = asyncio.create_task(sweep_forever(flow, every=0.01, limit=1))
+        turns = 0
+        async with asyncio.timeout(30):
+            while len(rung) < len(IDS):
+                await asyncio.sleep(0)
+                turns += 1
+        assert turns > len(IDS)
+        service.cancel()
+        await asyncio.wait([service])
+
+    asyncio.run(run())
+    assert rung == IDS
+
+
+def test_a_ring_that_fails_is_no_attempt() -> None:
+    """However long nobody can be rung, nothing is parked for it."""
+    away, rung = [True], list[str]()
+    clock, storage = FakeClock(), MemoryStorage()
+
+    def ring(id: str) -> None:
+        if away[0]:
+            raise CallbackFailed("https://example.org", "could not be sent")
+        rung.append(id)
+
+    flow = FlowExecutor(storage, resume=ring, clock=clock, observe=lambda _: None)
+    flow.start_sync(three, id="exec-1")
+    for _ in range(30):
+        clock.advance(60)
+        assert flow.sweep_sync() == []
+    away[0] = False
+    for attempt in range(1, 11):
+        clock.advance(4000)
+        assert flow.sweep_sync() == ["exec-1"]
+        status = flow.status_sync("exec-1")
+        assert status is not None
+        assert (status.status, status.attempts) == ("running", attempt)
+    clock.advance(4000)
+    assert flow.sweep_sync() == []
+    parked = flow.status_sync("exec-1")
+    assert parked is not None
+    assert parked.status == "stuck"
 
 
 def test_what_never_will_work_ends_the_service() -> None:
+    for wrong in ({"every": 0}, {"limit": 0}):
+        with pytest.raises(ValueError, match="is a number of"):
+            asyncio.run(sweep_forever(FlowExecutor(MemoryStorage()), **wrong))
     with pytest.raises(NotSupported, match="sweep needs more than the five storage methods"):
         asyncio.run(sweep_forever(FlowExecutor(PlainStorage()), every=0.01))

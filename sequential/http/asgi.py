@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..executor import FlowExecutor
-from .callback import LIMIT
+from .callback import LIMIT, Callback
 from .handler import Handler, Request, Response, accepted, drive
 from .signing import Secret
 from .threads import in_thread
 
 if TYPE_CHECKING:
     from asyncio import Task
-
-T = TypeVar("T")
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -57,18 +55,8 @@ def asgi_app(flow: FlowExecutor, secret: Secret | None = None, *, insecure: bool
         elif (body := await _body(receive)) is not None:
             headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
             path = scope.get("root_path", "") + scope["path"]  # some mounts leave their prefix in both
-            await _to_the_end(answer(Request(scope["method"], path, headers, body), send), left)
-
-    async def answer(request: Request, send: Send) -> None:
-        turn = await work(handler.accept(request))
-        if isinstance(turn, Response):
-            return await _start(send, turn, False)
-        await _start(send, accepted(), True)
-        await _send(send, (await work(handler.run(turn))).body, False)
-        return None
-
-    async def work(coroutine: Coroutine[Any, Any, T]) -> T:
-        return await (in_thread(drive, coroutine) if threads else coroutine)
+            request = Request(scope["method"], path, headers, body)
+            await _to_the_end(_answer(handler, request, send, threads), left)
 
     return app
 
@@ -95,6 +83,49 @@ async def _start(send: Send, response: Response, more: bool) -> None:
 async def _send(send: Send, body: bytes, more: bool) -> None:
     with suppress(Exception):  # the client has hung up, which is none of the execution's business
         await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+async def _answer(handler: Handler, request: Request, send: Send, threads: bool) -> None:
+    callback = handler.check(request)
+    if isinstance(callback, Response):
+        await _start(send, callback, False)
+    elif threads:
+        await _answer_from_thread(handler, callback, send)
+    else:
+        turn = await handler.take(callback)
+        if isinstance(turn, Response):
+            return await _start(send, turn, False)
+        try:
+            await _start(send, accepted(), True)
+        except BaseException as error:  # this server stops
+            await turn.invocation.release(error)
+            raise
+        await _send(send, (await handler.run(turn)).body, False)
+    return None
+
+
+async def _answer_from_thread(handler: Handler, callback: Callback, send: Send) -> None:
+    """Take the lease and run in one thread, which goes on whatever becomes of the event loop."""
+    from asyncio import FIRST_COMPLETED, create_task, get_running_loop, wait  # noqa: PLC0415 - as above
+
+    loop = get_running_loop()
+    taken = loop.create_future()
+
+    def serve() -> Response:
+        turn = drive(handler.take(callback))
+        if isinstance(turn, Response):
+            return turn
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(taken.set_result, None)
+        return drive(handler.run(turn))
+
+    work = create_task(in_thread(serve))
+    await wait({work, taken}, return_when=FIRST_COMPLETED)
+    if taken.done():
+        await _start(send, accepted(), True)
+        await _send(send, (await work).body, False)
+    else:
+        await _start(send, await work, False)
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None], left: set[Task[None]]) -> None:

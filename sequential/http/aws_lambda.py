@@ -9,6 +9,7 @@ from time import time
 from typing import Any
 from urllib.parse import unquote
 
+from ..context import run_until
 from ..executor import FlowExecutor
 from .callback import parse
 from .handler import Handler, Request, Response, drive
@@ -48,13 +49,17 @@ def lambda_handler(
             raise RuntimeError(response.body.decode())
         return response
 
+    async def sweep(deadline: float) -> list[str]:
+        with run_until(deadline):
+            return await flow.sweep()
+
     def handle(event: Any, context: Any) -> Any:
         deadline = time() + context.get_remaining_time_in_millis() / 1000
         known = event if isinstance(event, dict) else {}
         if "requestContext" in known:
             return _answer(event, settled(handler.handle(_request(event, deadline))))
         if known.get("detail-type") == "Scheduled Event":
-            return {"swept": settled(flow.sweep())}
+            return {"swept": settled(sweep(deadline))}
         if "resume" in known:
             return {"status": settled(resume(event, deadline)).status}
         raise ValueError(f'this function takes HTTP requests, schedules and {{"resume": id}}, not {event!r:.200}')

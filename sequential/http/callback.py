@@ -59,6 +59,7 @@ def parse(said: object, id: str) -> Callback:
     callback = Callback(id, said.get("run"), said.get("step"), said.get("hop", 0))
     if not (callback.run is None or is_name(callback.run)):
         raise ValueError('"run" is not the nonce of a run')
-    if not all(type(number) is int and 0 <= number < _MANY for number in (callback.step or 0, callback.hop)):
+    numbers = (callback.hop, 0 if callback.step is None else callback.step)
+    if not all(type(number) is int and 0 <= number < _MANY for number in numbers):
         raise ValueError('"step" and "hop" are not whole numbers from 0 on')
     return callback

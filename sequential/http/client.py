@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
@@ -28,9 +29,13 @@ if TYPE_CHECKING:
 
 _INTERIM = re.compile(rb"(?:HTTP/1\.\d 1\d\d\b[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n)+")
 _STATUS = re.compile(rb"HTTP/1\.\d ([2-9]\d\d)\b[^\n]*\n")
+_BEGINNING = b"HTTP/1."
 _PIECE = 4096
 _LONGEST_HEAD = 1 << 16
 """Bytes within which the status must have come."""
+
+_HTTP, _HTTPS = 80, 443
+"""Said, or the last group of an IPv6 address would be taken for the port."""
 
 _RETRIES = 1
 """Further attempts to connect: a server that is being restarted is back at once, and one that is away stays so."""
@@ -52,11 +57,11 @@ class HttpResume:
 
     Args:
         url: Where the handler is mounted, from your configuration and never from a request: ``https``, or ``http`` on
-            this host.
+            this host or with `post`.
         secret: What the handler knows too, to prove who rings (see `sequential.http.new_secret`).
         headers: Sent with every ring, for a platform that asks for more.
         ack_timeout: Seconds to wait for the answer's first line.
-        connect_timeout: Seconds to connect, a second attempt counted in.
+        connect_timeout: Seconds to connect to one address of the host, a second attempt counted in.
         hop_limit: How many self-calls in a row are made, before the rest is left to the sweep: platforms stop a
             function that calls itself after some (Vercel about 4, Cloudflare 16, Deno Deploy 1).
         post: Sends the request instead, ``post(url, headers, body)``, plain or ``async``, by a client of yours; it
@@ -88,7 +93,7 @@ class HttpResume:
             raise ValueError(f"{ack_timeout=} and {connect_timeout=} must be above 0 seconds")
         if hop_limit is not None and hop_limit < 1:
             raise ValueError(f"hop_limit= is at least 1, or None, not {hop_limit!r}")
-        self._url = _checked(url)
+        self._url = _checked(url, plain=post is not None)
         self._signer = None if secret is None else Signer(secret)
         self._headers = dict(headers or {})
         self._ack, self._connect = ack_timeout, connect_timeout
@@ -108,11 +113,11 @@ class HttpResume:
         hop = hops.get() + 1
         if self._hop_limit is not None and hop > self._hop_limit:
             return False
-        try:
+        callback = Callback(check_id(id), hop=hop)
+        with suppress(LookupError):  # rung by hand
             step = current()
-            callback = Callback(check_id(id), step.run, step.step, hop)
-        except LookupError:  # rung by hand
-            callback = Callback(check_id(id), hop=hop)
+            if step.id == id:  # and not by a tool of another execution
+                callback = callback._replace(run=step.run, step=step.step)
         body = callback.encode()
         headers = {"content-type": "application/json", "user-agent": "sequential", **self._headers}
         if self._signer is not None:
@@ -160,12 +165,12 @@ class HttpResume:
 
         assert parts.hostname is not None
         if parts.scheme == "http":
-            return HTTPConnection(parts.hostname, parts.port, timeout=timeout)
+            return HTTPConnection(parts.hostname, parts.port or _HTTP, timeout=timeout)
         if self._tls is None:
             from ssl import create_default_context  # noqa: PLC0415 - the same
 
             self._tls = create_default_context()
-        return HTTPSConnection(parts.hostname, parts.port, timeout=timeout, context=self._tls)
+        return HTTPSConnection(parts.hostname, parts.port or _HTTPS, timeout=timeout, context=self._tls)
 
 
 def _judge(url: str, status: int | None) -> int | None:
@@ -190,22 +195,25 @@ def _status(socket: socket, give_up: float) -> int | None:
         head += piece
         if interim := _INTERIM.match(head):
             head = head[interim.end() :]
-        if not piece or len(head) > _LONGEST_HEAD:
+        if not piece or len(head) > _LONGEST_HEAD or not head.startswith(_BEGINNING[: len(head)]):
             raise ConnectionError(f"no HTTP/1 status line in {head!r:.100}")
     return int(found[1])
 
 
-def _checked(url: str) -> SplitResult:
-    """Return the parts of a URL that may be rung."""
+def _checked(url: str, plain: bool) -> SplitResult:
+    """Return the parts of a URL that may be rung; what is none may well be the secret, and is not shown."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
     except ValueError as error:
-        raise ValueError(f"{url!r} is not a URL: {error}") from None
+        raise ValueError(f"url= is not a URL: {error}") from None
     if not (host and url.isascii() and url.isprintable() and " " not in url) or parts.fragment or parts.username:
-        raise ValueError(f"{url!r} is not a URL to ring at: write https://host/path, as the handler is mounted")
-    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
-        raise ValueError(f"{url!r} would go over the network for all to read: use https (http only on this host)")
+        raise ValueError("url= is not a URL to ring at: write https://host/path, as the handler is mounted")
+    if parts.scheme != "https" and not (parts.scheme == "http" and (plain or _is_loopback(host))):
+        raise ValueError(
+            f"{url!r} would go over the network for all to read: use https (http is for this host, or for a network "
+            "that encrypts by itself, by a client of yours: post=)"
+        )
     return parts
 
 

@@ -31,6 +31,9 @@ _ROUTE = re.compile(r"(?:.*/)?resume/([^/]+)/?", re.DOTALL)
 
 _HEADERS = {"content-type": "application/json", "cache-control": "no-store"}
 
+_LONGEST_WAIT = 3600.0
+"""Seconds after which to ask again at most: a lease may well be infinite."""
+
 _RETRY = 30
 """Seconds after which to ask again when the store is away."""
 
@@ -76,7 +79,7 @@ class Handler:
 
     Raises:
         NotSupported: When the executor has a storage of five methods, which cannot resume by id.
-        ValueError: When there is no secret, or it is not one.
+        ValueError: When there is no secret, or it is not one, or the executor has no workflows.
     """
 
     def __init__(
@@ -88,8 +91,11 @@ class Handler:
         clock: Callable[[], float] = time,
     ) -> None:
         if not isinstance(flow, FlowExecutor):
-            raise TypeError(f"a handler needs a FlowExecutor, not {flow!r:.100}")
-        flow._needs_journal("resume by id alone")  # better now than at the first callback
+            raise TypeError(f"a handler needs a FlowExecutor, not a {type(flow).__name__}")  # it may be the secret
+        # Better now than at the first callback.
+        flow._needs_journal("resume by id alone")
+        if not flow._workflows:
+            raise ValueError("a handler's FlowExecutor needs workflows=, in which it finds them by their names")
         if (secret is None) is not insecure:
             raise ValueError(
                 "a handler needs secret=, the one that HttpResume signs with (sequential.http.new_secret() makes one), "
@@ -219,7 +225,7 @@ def _error(status: int, reason: str, **headers: str) -> Response:
 
 
 def _busy(seconds: float) -> Response:
-    return _error(409, "another invocation has the lease", **_retry(max(1, ceil(seconds))))
+    return _error(409, "another invocation has the lease", **_retry(max(1, ceil(min(seconds, _LONGEST_WAIT)))))
 
 
 def _retry(seconds: int) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Signatures in the format of Standard Webhooks 1.0 (https://www.standardwebhooks.com).
 
-What is signed is ``id.timestamp.body``, by HMAC-SHA256; one of several secrets suffices, so that one can be replaced
-by another while both are in use.
+What is signed is ``id.timestamp.body``, by HMAC-SHA256, with each of several secrets; a signature by any of them is
+good, so that one can be replaced by another while both are in use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from os import urandom
 from typing import NamedTuple, TypeAlias
 
 Secret: TypeAlias = str | bytes | Iterable[str | bytes]
-"""A secret, ``"whsec_..."`` or bytes; or several, of which the first one signs."""
+"""A secret, ``"whsec_..."`` or bytes; or several, while one replaces another."""
 
 TOLERANCE = 300
 """Seconds by which the two clocks, and the way between them, may differ."""
@@ -54,7 +54,7 @@ class Signer:
     """Signs messages, and checks signatures.
 
     Args:
-        secret: One or several: the first one signs, a signature by any is good.
+        secret: One or several: each signs, a signature by any is good.
 
     Raises:
         ValueError: When it is not a secret; the text says how to make one.
@@ -75,7 +75,7 @@ class Signer:
             body: What is sent.
         """
         timestamp = str(int(now))
-        return Signed(id, timestamp, _signature(self._keys[0], id, timestamp, body))
+        return Signed(id, timestamp, " ".join(_signature(key, id, timestamp, body) for key in self._keys))
 
     def check(self, headers: Mapping[str, str], now: float, body: bytes) -> str:
         """Return the id of a message whose headers prove who sent it, and that it was not long ago.

@@ -17,7 +17,10 @@ _DIGITS = 15
 """Of a length: enough to see that it is too much, and fewer than `int` refuses."""
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Any]
-"""Runs a coroutine to its end: ``asyncio.run``, or the ``run`` of an ``asyncio.Runner``."""
+"""Runs a coroutine to its end: ``asyncio.run``; or, where clients belong to one loop, in that one's thread
+(``lambda work: asyncio.run_coroutine_threadsafe(work, loop).result()``), or by the ``run`` of an ``asyncio.Runner`` if
+there are no other threads.
+"""
 
 
 def wsgi_app(
@@ -42,7 +45,14 @@ def wsgi_app(
         request = _request(environ)
         turn: Turn | Response = drive(handler.accept(request)) if run is None else run(handler.handle(request))
         answer = turn if isinstance(turn, Response) else accepted()
-        start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", list(answer.headers.items()))
+        try:
+            start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", list(answer.headers.items()))
+        except BaseException as error:  # of a middleware's
+            if not isinstance(turn, Response):
+                drive(turn.invocation.release(error))
+            raise
+        if request.method == "HEAD":
+            return []  # a body would be taken for the next answer
         return [answer.body] if isinstance(turn, Response) else _Stream(answer.body, handler, turn)
 
     return app

@@ -55,12 +55,17 @@ def test_it_answers_as_soon_as_the_lease_is_taken(threads: bool) -> None:
     world = World()
     request = request_for(callback_for(world.start()))
     told: list[tuple[str, int]] = []
+    begun = threading.Event()
+    if threads:
+        world.during = lambda: begun.wait(20)
 
     async def receive() -> Message:
         return {"type": "http.request", "body": request.body}
 
     async def send(message: Message) -> None:
-        told.append((message["type"], len(world.called)))
+        told.append((message["type"], world.record().step))
+        if message.get("more_body"):
+            begun.set()
 
     asyncio.run(asgi_app(world.flow, SECRET, threads=threads)(http(request), receive, send))
     assert told == [("http.response.start", 0), ("http.response.body", 0), ("http.response.body", 1)]
@@ -182,6 +187,39 @@ def test_a_server_that_stops_gives_the_lease_back() -> None:
 
     asyncio.run(run())  # cancels what is left
     assert (world.record().lease, world.called) == (0.0, [])
+
+
+def test_a_server_that_stops_before_the_answer_gives_the_lease_back() -> None:
+    flow, world = waiting_flow(0)
+
+    async def run() -> None:
+        await flow.start(three, id="exec-1")
+        request = request_for(callback_for(world.record()))
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": request.body}
+
+        async def send(message: Message) -> None:
+            assert world.record().lease
+            raise KeyboardInterrupt
+
+        await asgi_app(flow, SECRET)(http(request), receive, send)
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(run())
+    assert (world.record().lease, world.called) == (0.0, [])
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_what_is_not_run_is_answered_all_the_same(threads: bool) -> None:
+    world = World()
+    late = request_for(callback_for(world.start()))
+    app = asgi_app(world.flow, SECRET, threads=threads)
+    for status in (202, 200):
+        sent = asyncio.run(serve(app, http(late), chunks(late.body, 999)))
+        assert sent[0]["status"] == status
+    assert json.loads(sent[1]["body"])["status"] == "stale"
+    assert asyncio.run(serve(app, http(late._replace(method="GET")), chunks(b"x", 1)))[0]["status"] == 405
 
 
 def test_tools_of_one_loop_are_not_held_up_by_a_blocking_one() -> None:

@@ -100,6 +100,31 @@ def test_a_ring_is_a_signed_post(peer: Callable[..., Peer], ring: Callable[[Http
     assert json.loads(body) == {"id": "a:b@c~d", "hop": 1}
 
 
+def test_a_tool_that_rings_another_execution_rings_for_whichever_step_is_next(peer: Callable[..., Peer]) -> None:
+    there = peer(OK)
+    hook = HttpResume(there.url, SECRET)
+    world = World()
+    world.during = lambda: hook("exec-2")
+    world.start()
+    world.flow.resume_sync("exec-1")
+    (request,) = there.requests
+    assert json.loads(request.partition(b"\r\n\r\n")[2]) == {"id": "exec-2", "hop": 1}
+
+
+def test_an_ipv6_address_without_a_port_is_rung_at_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Any] = []
+
+    def refuse(address: Any, *_: Any, **__: Any) -> socket.socket:
+        tried.append(address)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    for url in ("http://[::1]/flows", "https://[2001:db8::5]/flows", "https://[2001:db8::5]:8443"):
+        with pytest.raises(CallbackFailed):
+            HttpResume(url, SECRET)("exec-1")
+    assert tried[::2] == [("::1", 80), ("2001:db8::5", 443), ("2001:db8::5", 8443)]
+
+
 @pytest.mark.parametrize("pause", ["asynchronous", "blocking"])
 def test_within_a_flow_it_says_which_step_it_rings_for(peer: Callable[..., Peer], pause: str) -> None:
     there = peer(OK)
@@ -164,12 +189,18 @@ def test_a_connection_that_is_lost_after_all_was_sent(peer: Callable[..., Peer])
     def reset(connection: socket.socket, _: bytes) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
-    for answer in (reset, b"", b"HTTP/1.1 2", b"SSH-2.0-OpenSSH\r\n", b"x" * 100_000):
+    def greet(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+        over.wait(20)  # it is not HTTP, however long one waits
+
+    over = threading.Event()
+    for answer in (reset, b"", b"HTTP/1.1 2", greet, b"x" * 100_000):
         there = peer(answer)
         with pytest.raises(CallbackFailed, match="was sent, but the connection ended before an answer") as caught:
             HttpResume(there.url, SECRET)("exec-1")
         assert caught.value.status is None
         assert len(there.requests) == 1
+    over.set()
 
 
 def test_nobody_there_is_tried_twice_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,8 +287,23 @@ def test_over_tls_the_certificate_is_checked(
     ],
 )  # fmt: skip
 def test_a_url_that_others_could_read_or_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"is not a URL|use https"):
+    with pytest.raises(ValueError, match=r"url= is not a URL|use https"):
         HttpResume(url, SECRET)
+
+
+def test_a_secret_in_the_wrong_place_is_not_shown() -> None:
+    with pytest.raises(ValueError, match="url= is not a URL") as caught:
+        HttpResume(SECRET, "https://example.org")
+    assert SECRET not in str(caught.value)
+    with pytest.raises(TypeError, match="needs a FlowExecutor, not a str") as mistaken:
+        Handler(SECRET, SECRET)  # type: ignore[arg-type]
+    assert SECRET not in str(mistaken.value)
+
+
+def test_a_client_of_ones_own_may_ring_within_a_network_that_encrypts() -> None:
+    rung: list[str] = []
+    HttpResume("http://web:8000/flows", SECRET, post=lambda url, *_: rung.append(url))("exec-1")
+    assert rung == ["http://web:8000/flows/resume/exec-1"]
 
 
 @pytest.mark.parametrize(
@@ -314,11 +360,13 @@ def test_a_client_of_ones_own(peer: Callable[..., Peer]) -> None:
         HttpResume(there.url, SECRET, post=lambda *_: 429)("exec-1")
 
 
-def test_two_secrets_ring_with_the_first() -> None:
+def test_two_secrets_ring_with_both() -> None:
     sent: list[dict[str, str]] = []
     hook = HttpResume("https://example.org", [SECRET, b"y" * 24], post=lambda _, headers, __: sent.append(headers))
     hook("exec-1")
-    assert Signer(SECRET).check(sent[0], int(sent[0]["webhook-timestamp"]), b'{"id": "exec-1", "hop": 1}') == "exec-1:0"
+    for known in (SECRET, b"y" * 24):
+        now = int(sent[0]["webhook-timestamp"])
+        assert Signer(known).check(sent[0], now, b'{"id": "exec-1", "hop": 1}') == "exec-1:0"
 
 
 def test_many_threads_ring_by_one_hook(peer: Callable[..., Peer]) -> None:

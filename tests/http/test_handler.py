@@ -104,7 +104,7 @@ REFUSED: list[tuple[Request, int, str]] = [
     *(
         (request_for(CALLBACK, body=json.dumps({name: value}).encode()), 400, "not whole numbers from 0 on")
         for name in ("step", "hop")
-        for value in (-1, 0.5, "1", True, [1], 1 << 31)
+        for value in (-1, 0.5, "1", True, [1], 1 << 31, "", [], False, 0.0)
     ),
 ]  # fmt: skip
 
@@ -156,6 +156,8 @@ def test_what_is_no_executor_on_a_built_in_store_is_refused_at_once() -> None:
         Handler(FlowExecutor(PlainStorage()), SECRET)
     with pytest.raises(TypeError, match="needs a FlowExecutor"):
         Handler(MemoryStorage(), SECRET)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="needs workflows=, in which it finds them"):
+        Handler(FlowExecutor(MemoryStorage()), SECRET)
 
 
 def test_late_duplicates_are_stale_and_leave_no_trace() -> None:
@@ -203,6 +205,15 @@ def test_while_another_has_the_lease_it_says_when_to_ask_again() -> None:
     assert handler.handle_sync(request_for(callback_for(record))).status == 200
     assert (inside[0].status, world.called) == (409, [0])
     assert 80 <= int(inside[0].headers["retry-after"]) <= 90
+
+
+def test_a_lease_without_an_end_is_asked_about_again_too() -> None:
+    world = World(lease=math.inf)
+    handler, record = Handler(world.flow, SECRET), world.start()
+    inside: list[Response] = []
+    world.during = lambda: inside.append(handler.handle_sync(request_for(callback_for(record))))
+    handler.handle_sync(request_for(callback_for(record)))
+    assert (inside[0].status, inside[0].headers["retry-after"]) == (409, "3600")
 
 
 def test_a_lease_that_was_lost_meanwhile_is_as_if_another_had_it() -> None:
@@ -276,7 +287,11 @@ def test_an_error_of_the_workflow_is_logged_and_not_told(caplog: pytest.LogCaptu
 def test_a_workflow_that_is_not_deployed_here_is_an_error_of_this_service(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     record = world.start()
-    other = FlowExecutor(world.storage, workflows=[])
+
+    def another() -> Generator[Any, Any, Any]:
+        yield tool("api", "first")
+
+    other = FlowExecutor(world.storage, workflows=[another])
     assert Handler(other, SECRET).handle_sync(request_for(callback_for(record))).status == 500
     assert Handler(world.flow, SECRET).handle_sync(request_for(callback_for(record))).status == 200
 

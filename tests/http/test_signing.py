@@ -46,12 +46,13 @@ def test_an_example_of_the_standard() -> None:
     assert signed.signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def test_each_of_several_secrets_is_good_and_the_first_one_signs() -> None:
+def test_each_of_several_secrets_is_good_and_each_signs() -> None:
     old, new = new_secret(), new_secret()
     both = Signer([new, old])
     for secret in (old, new):
         assert both.check(Signer(secret).sign("a:1", NOW, BODY).as_headers(), NOW, BODY) == "a:1"
-    assert both.sign("a:1", NOW, BODY) == Signer(new).sign("a:1", NOW, BODY)
+        assert Signer(secret).check(both.sign("a:1", NOW, BODY).as_headers(), NOW, BODY) == "a:1"
+    assert both.sign("a:1", NOW, BODY).signature.split()[0] == Signer(new).sign("a:1", NOW, BODY).signature
     with pytest.raises(BadSignature, match="by this secret"):
         Signer(new).check(Signer(old).sign("a:1", NOW, BODY).as_headers(), NOW, BODY)
 

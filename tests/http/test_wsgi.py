@@ -73,6 +73,25 @@ def test_a_client_that_goes_away_keeps_nothing_from_being_done(parts: int) -> No
     assert (world.called, world.record().step, world.record().lease) == ([0], 1, 0.0)
 
 
+def test_a_middleware_that_raises_gives_the_lease_back() -> None:
+    def start(*_: Any) -> Any:
+        raise LookupError("of the middleware's own")
+
+    world = World()
+    app, request = wsgi_app(world.flow, SECRET), request_for(callback_for(world.start()))
+    for body in (request.body, b""):
+        with pytest.raises(LookupError):
+            app(environ_for(request._replace(body=body)), start)
+        assert (world.record().lease, world.called) == (0.0, [])
+
+
+def test_a_head_has_no_body() -> None:
+    world, sent = World(), Sent()
+    request = request_for(callback_for(world.start()))._replace(method="HEAD")
+    assert wsgi_app(world.flow, SECRET)(environ_for(request), sent.start) == []
+    assert sent.status == "405 Method Not Allowed"
+
+
 def test_what_is_refused_is_answered_at_once() -> None:
     world, sent = World(), Sent()
     app = validator(wsgi_app(world.flow, SECRET))
