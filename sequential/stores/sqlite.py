@@ -13,88 +13,10 @@ from typing import Any, Literal, TypeVar
 from ..codec import Codec, JSONCodec
 from ..errors import Fenced, StorageError
 from ..storage import CLOSED, FRESH, Journal, Record, Result, as_result, refuses
+from . import sqlite_sql as sql
 from .owner import describe_process, is_dead
 
 T = TypeVar("T")
-
-SCHEMA = 1
-"""The version of the tables below; a file with a newer one is refused."""
-
-_TABLES = """
-CREATE TABLE IF NOT EXISTS sequential_schema (version INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS sequential_executions (
-    key INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE, run TEXT NOT NULL, workflow TEXT NOT NULL, version INTEGER, first_input INTEGER,
-    token INTEGER NOT NULL, step INTEGER NOT NULL, status TEXT NOT NULL, due REAL, lease REAL NOT NULL,
-    attempts INTEGER NOT NULL, error TEXT, wake REAL, waits TEXT, changed REAL NOT NULL, owner TEXT, rings REAL
-);
-CREATE INDEX IF NOT EXISTS sequential_due ON sequential_executions (rings) WHERE rings IS NOT NULL;
-CREATE TABLE IF NOT EXISTS sequential_results (
-    position INTEGER PRIMARY KEY, asked TEXT NOT NULL, fingerprint INTEGER, started REAL, ended REAL, error TEXT,
-    data BLOB NOT NULL
-);
-CREATE TABLE IF NOT EXISTS sequential_signals (
-    execution INTEGER NOT NULL, name TEXT NOT NULL, data BLOB, PRIMARY KEY (execution, name)
-);
-CREATE VIEW IF NOT EXISTS sequential_steps AS
-    SELECT id, run, token AS held_token, token, e.step, status, due, lease, attempts, e.error AS record_error, wake,
-        waits, changed, (position & 4294967295) - 1 AS result_step, asked, fingerprint, data, started, ended, r.error
-    FROM sequential_executions AS e JOIN sequential_results AS r
-    ON r.position > e.key << 32 AND r.position < (e.key + 1) << 32;
-CREATE TRIGGER IF NOT EXISTS sequential_commit INSTEAD OF INSERT ON sequential_steps BEGIN
-    UPDATE sequential_executions
-        SET token = NEW.token, step = NEW.step, status = NEW.status, lease = NEW.lease, attempts = NEW.attempts,
-            error = NEW.record_error, wake = NEW.wake, waits = NEW.waits, changed = NEW.changed
-        WHERE id = NEW.id AND run = NEW.run AND token = NEW.held_token AND rings = -1 AND due IS NEW.due;
-    SELECT RAISE(ABORT, 'fenced') WHERE changes() = 0;
-    INSERT OR REPLACE INTO sequential_results (position, asked, fingerprint, data, started, ended, error) VALUES (
-        ((SELECT key FROM sequential_executions WHERE id = NEW.id) << 32) + 1 + NEW.result_step,
-        NEW.asked, NEW.fingerprint, NEW.data, NEW.started, NEW.ended, NEW.error
-    );
-END
-"""
-# A result's position is its execution's key shifted left by 32 bits, plus its step plus 1: the results of an execution
-# lie side by side in one tree, where a key of several columns would need a second one and could not be read piecewise.
-# Position 0 keeps the execution's input, out of the row that every commit writes anew.  The data comes last in the
-# table, or SQLite would build all of a large one in memory before a piece of it is written.
-#
-# An execution rings at -1 while it is held, for only its owner's death, or the end of a lease that every commit moves,
-# makes it late; then when it is due.
-#
-# The trigger makes one statement, and so one transaction without BEGIN and COMMIT, of a commit that goes on with the
-# next step: no index changes then, and not to mention indexed columns is what keeps SQLite from writing them.
-
-_INPUT = -1
-_LAST = (1 << 32) - 1
-_KEY = "(SELECT key FROM sequential_executions WHERE id = ? AND run = ?)"
-_HELD_BY = " WHERE id = ? AND run = ? AND token = ?"
-_SELECT = (
-    "SELECT id, run, workflow, (SELECT data FROM sequential_results WHERE position = key << 32), version, first_input, "
-    "token, step, status, due, lease, attempts, error, wake, waits, changed, owner FROM sequential_executions"
-)
-_CHANGING = (*Record._fields[6:], "owner", "rings")
-_ALL = ("id", "run", "workflow", "version", "first_input", *_CHANGING)
-_INSERT = f"INSERT INTO sequential_executions ({', '.join(_ALL)}) VALUES ({', '.join('?' * len(_ALL))})"
-_UPDATE = f"UPDATE sequential_executions SET {' = ?, '.join(_CHANGING)} = ?{_HELD_BY}"
-_REPLACE = f"UPDATE sequential_executions SET {' = ?, '.join(_ALL)} = ? WHERE key = ?"
-_STEPS = f"INSERT INTO sequential_steps VALUES ({'?, ' * 5}'running', ?, ?, 0, NULL, NULL, NULL, {'?, ' * 7}%s)"
-_STEP, _FAILED_STEP = _STEPS % "NULL", _STEPS % "?"
-_RESULT = (
-    "INSERT OR REPLACE INTO sequential_results (position, asked, fingerprint, data, started, ended, error) "
-    f"VALUES (({_KEY} << 32) + 1 + ?, ?, ?, %s, ?, ?, ?)"
-)
-_SMALL, _LARGE = _RESULT % "?", _RESULT % "zeroblob(?)"
-_HELD = f"SELECT key FROM sequential_executions{_HELD_BY}"
-_SIGNAL = f"INSERT OR IGNORE INTO sequential_signals VALUES ({_KEY}, ?, ?)"
-_NAMED = f" WHERE execution = {_KEY} AND name = ?"
-_PENDING = f"SELECT data FROM sequential_signals{_NAMED}"
-_OPEN = f"DELETE FROM sequential_signals{_NAMED}"
-_TAKE = f"UPDATE sequential_signals SET data = NULL{_NAMED}"
-_RESULTS = (
-    "SELECT (position & 4294967295) - 1, asked, fingerprint, CASE WHEN length(data) <= ? THEN data END%s "
-    f"FROM sequential_results WHERE position > ({_KEY} << 32) + ? AND position <= ({_KEY} << 32) + ? ORDER BY position"
-)
-_BRIEF, _WHOLE = _RESULTS % "", _RESULTS % ", started, ended, error"
 
 _MEMORY = ":memory:"
 
@@ -188,8 +110,8 @@ class SQLiteStorage(Journal):
             found = take(connection)
             if found is not None:
                 return found
-            connection.execute(_INSERT, self._columns(wanted))
-            self._insert(connection, wanted, Result(_INPUT, "input", data=wanted.input))
+            connection.execute(sql.INSERT, self._columns(wanted))
+            self._insert(connection, wanted, Result(sql.INPUT, "input", data=wanted.input))
             return wanted, True
 
         # A power cut may undo the taking of a lease, at no harm, but not an execution once begun.
@@ -216,9 +138,9 @@ class SQLiteStorage(Journal):
             if absent is not None:
                 if self._pending(connection, record, absent) is not None:
                     raise Fenced(record.id, token)
-                connection.execute(_OPEN, (record.id, record.run, absent))
+                connection.execute(sql.OPEN, (record.id, record.run, absent))
             if taken is not None:
-                connection.execute(_TAKE, (record.id, record.run, taken))
+                connection.execute(sql.TAKE, (record.id, record.run, taken))
 
         self._run(write, self._synchronous)
 
@@ -236,9 +158,9 @@ class SQLiteStorage(Journal):
 
         def write(connection: sqlite3.Connection) -> None:
             key = _key_held(connection, held)
-            connection.execute(_REPLACE, (*self._columns(record), key))
+            connection.execute(sql.REPLACE, (*self._columns(record), key))
             _remove_results(connection, key)
-            self._insert(connection, record, Result(_INPUT, "input", data=record.input))
+            self._insert(connection, record, Result(sql.INPUT, "input", data=record.input))
             connection.execute("DELETE FROM sequential_signals WHERE execution = ? AND data IS NULL", (key,))
 
         self._run(write, self._synchronous)
@@ -249,13 +171,13 @@ class SQLiteStorage(Journal):
         step, asked, fingerprint, data, started, ended, error = result
         held = (record.id, record.run, token, record.token, record.step, record.due, record.lease, record.changed)
         # To bind `None` or bytes takes as long as ten other values: the driver looks for adapters of theirs.
-        sql, failed = (_STEP, ()) if error is None else (_FAILED_STEP, (error,))
+        insert, failed = (sql.STEP, ()) if error is None else (sql.FAILED_STEP, (error,))
         with self._lock:
             connection = self._connection
             if not usual or connection is None or self._level != self._synchronous:
                 return False
             try:
-                connection.execute(sql, (*held, step, asked, fingerprint, bytearray(data), started, ended, *failed))
+                connection.execute(insert, (*held, step, asked, fingerprint, bytearray(data), started, ended, *failed))
             except sqlite3.Error:
                 return False
         return True
@@ -263,11 +185,11 @@ class SQLiteStorage(Journal):
     def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:
         """Read a page of results."""
         page: list[Result] = []
-        sql, unread = (_BRIEF, (None, None, None)) if brief else (_WHOLE, ())
+        statement, unread = (sql.BRIEF, (None, None, None)) if brief else (sql.WHOLE, ())
 
         def read(connection: sqlite3.Connection) -> None:
             size, which = 0, (record.id, record.run)
-            for row in connection.execute(sql, (_PAGE, *which, start, *which, stop)):
+            for row in connection.execute(statement, (_PAGE, *which, start, *which, stop)):
                 if row[3] is None:
                     if page:
                         break
@@ -288,8 +210,8 @@ class SQLiteStorage(Journal):
         """List what the sweep should ring, the executions of dead processes among it."""
 
         def read(connection: sqlite3.Connection) -> tuple[list[Any], list[Any]]:
-            held = connection.execute(f"{_SELECT} WHERE rings = -1").fetchall()
-            ripe = f"{_SELECT} WHERE rings > -1 AND rings <= ? ORDER BY rings LIMIT ?"
+            held = connection.execute(f"{sql.SELECT} WHERE rings = -1").fetchall()
+            ripe = f"{sql.SELECT} WHERE rings > -1 AND rings <= ? ORDER BY rings LIMIT ?"
             return held, connection.execute(ripe, (now, limit)).fetchall()
 
         held, ripe = self._run(read)
@@ -302,9 +224,9 @@ class SQLiteStorage(Journal):
             (column, value) for column, value in (("status", status), ("workflow", workflow)) if value is not None
         ]
         where = "".join(f" AND {column} = ?" for column, _ in wanted)
-        sql = f"{_SELECT} WHERE id > ?{where} ORDER BY id LIMIT ?"
+        statement = f"{sql.SELECT} WHERE id > ?{where} ORDER BY id LIMIT ?"
         values = (after, *(value for _, value in wanted), limit)
-        rows = self._run(lambda connection: connection.execute(sql, values).fetchall())
+        rows = self._run(lambda connection: connection.execute(statement, values).fetchall())
         return [Record(*fields) for *fields, _ in rows]
 
     def signal(self, id: str, name: str, data: bytes, now: float) -> tuple[Record | None, bool]:
@@ -314,7 +236,7 @@ class SQLiteStorage(Journal):
             record, _ = _find(connection, id)
             if record is None:
                 return None, False
-            if record.status in CLOSED or not connection.execute(_SIGNAL, (id, record.run, name, data)).rowcount:
+            if record.status in CLOSED or not connection.execute(sql.SIGNAL, (id, record.run, name, data)).rowcount:
                 return record, False
             if record.waits == name and not record.lease:
                 record = record._replace(due=now)
@@ -331,8 +253,8 @@ class SQLiteStorage(Journal):
         """Remove an execution, its results and its signals."""
 
         def write(connection: sqlite3.Connection) -> None:
-            sql = "SELECT key, run, token FROM sequential_executions WHERE id = ?"
-            found = connection.execute(sql, (id,)).fetchone()
+            statement = "SELECT key, run, token FROM sequential_executions WHERE id = ?"
+            found = connection.execute(statement, (id,)).fetchone()
             if held is not None and (found is None or found[1:] != (held.run, held.token)):
                 raise Fenced(id, held.token)
             if found is not None:
@@ -373,25 +295,25 @@ class SQLiteStorage(Journal):
     def _update(self, connection: sqlite3.Connection, record: Record, token: int) -> bool:
         """Write what changes of a record within a run, if the stored one has this token."""
         which = (record.id, record.run, token)
-        return bool(connection.execute(_UPDATE, (*self._changing(record), *which)).rowcount)
+        return bool(connection.execute(sql.UPDATE, (*self._changing(record), *which)).rowcount)
 
     def _insert(self, connection: sqlite3.Connection, record: Record, result: Result) -> None:
         if len(result.data) <= _PAGE:
-            connection.execute(_SMALL, (record.id, record.run, *result))
+            connection.execute(sql.SMALL, (record.id, record.run, *result))
             return
         sized = (*result[:3], len(result.data), *result[4:])
-        row = connection.execute(_LARGE, (record.id, record.run, *sized)).lastrowid
+        row = connection.execute(sql.LARGE, (record.id, record.run, *sized)).lastrowid
         assert row is not None
         with connection.blobopen("sequential_results", "data", row) as blob:
             blob.write(result.data)
 
     def _read_large(self, connection: sqlite3.Connection, record: Record, step: int) -> bytes:
-        (key,) = connection.execute(f"SELECT {_KEY}", (record.id, record.run)).fetchone()
+        (key,) = connection.execute(f"SELECT {sql.KEY}", (record.id, record.run)).fetchone()
         with connection.blobopen("sequential_results", "data", (key << 32) + 1 + step, readonly=True) as blob:
             return blob.read()
 
     def _pending(self, connection: sqlite3.Connection, record: Record, name: str) -> bytes | None:
-        found: tuple[bytes | None] | None = connection.execute(_PENDING, (record.id, record.run, name)).fetchone()
+        found: tuple[bytes | None] | None = connection.execute(sql.PENDING, (record.id, record.run, name)).fetchone()
         return found[0] if found else None
 
     def _columns(self, record: Record) -> tuple[object, ...]:
@@ -462,26 +384,26 @@ def _create_tables(connection: sqlite3.Connection, path: str) -> None:
     if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sequential_schema'").fetchone() is None:
         connection.executescript(f"""
             BEGIN IMMEDIATE;
-            {_TABLES};
-            INSERT INTO sequential_schema SELECT {SCHEMA} WHERE NOT EXISTS (SELECT * FROM sequential_schema);
+            {sql.TABLES};
+            INSERT INTO sequential_schema SELECT {sql.SCHEMA} WHERE NOT EXISTS (SELECT * FROM sequential_schema);
             COMMIT;
         """)
     (found,) = connection.execute("SELECT version FROM sequential_schema").fetchone()
-    if found > SCHEMA:
+    if found > sql.SCHEMA:
         raise StorageError(
-            f"{path}: its tables are of version {found}, this release knows {SCHEMA}: upgrade sequential-flow"
+            f"{path}: its tables are of version {found}, this release knows {sql.SCHEMA}: upgrade sequential-flow"
         )
 
 
 def _find(connection: sqlite3.Connection, id: str) -> tuple[Record, str | None] | tuple[None, None]:
     """Return a record and the process that holds its lease."""
-    row = connection.execute(f"{_SELECT} WHERE id = ?", (id,)).fetchone()
+    row = connection.execute(f"{sql.SELECT} WHERE id = ?", (id,)).fetchone()
     return (Record(*row[:-1]), row[-1]) if row else (None, None)
 
 
 def _key_held(connection: sqlite3.Connection, held: Record) -> int:
     """Return the key of an execution if the stored record has this run and token."""
-    found: tuple[int] | None = connection.execute(_HELD, (held.id, held.run, held.token)).fetchone()
+    found: tuple[int] | None = connection.execute(sql.HELD, (held.id, held.run, held.token)).fetchone()
     if found is None:
         raise Fenced(held.id, held.token)
     return found[0]
@@ -489,7 +411,7 @@ def _key_held(connection: sqlite3.Connection, held: Record) -> int:
 
 def _remove_results(connection: sqlite3.Connection, key: int) -> None:
     """Remove all results of an execution, and its input."""
-    bounds = (key << 32, (key << 32) + _LAST)
+    bounds = (key << 32, (key << 32) + sql.LAST)
     connection.execute("DELETE FROM sequential_results WHERE position BETWEEN ? AND ?", bounds)
 
 
