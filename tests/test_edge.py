@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -277,7 +278,7 @@ def test_of_many_callbacks_at_once_one_runs(edge: Edge, asked: list[Asked]) -> N
         return HttpResume(f"{edge.url}/flows", secret, ack_timeout=20)(id)
 
     with pytest.raises(CallbackFailed, match="401"):
-        ring(new_secret())
+        copy_context().run(ring, new_secret())
     assert asked == []
     with ThreadPoolExecutor(20) as pool:
         statuses = Counter(pool.map(ring, [SECRET] * 20))
