@@ -346,7 +346,7 @@ class FlowExecutor:
         Raises:
             NotSupported: On a storage of five methods.
         """
-        return await upkeep.sweep(self._setup, _positive(limit))
+        return await upkeep.sweep(self._setup, limit)
 
     async def purge(self, older_than: float) -> _Ids:
         """Delete what has ended, was parked or was abandoned, and to which nothing has happened for a long time.
@@ -386,7 +386,7 @@ class FlowExecutor:
         """
         if status is not None and status not in STATUSES:
             raise ValueError(f"there is no status {status!r}: it is one of {', '.join(sorted(STATUSES))}")
-        records = await settle(self._setup.journal.find(after or "", _positive(limit), status, workflow))
+        records = await settle(self._setup.journal.find(after or "", upkeep.check_limit(limit), status, workflow))
         return [self._status(record) for record in records]
 
     execute_sync = blocking(execute)
@@ -467,10 +467,3 @@ class FlowExecutor:
         standing = (record.id, record.status, record.step, busy, record.workflow, due, record.attempts, record.error)
         input = self._setup.journal.codec.loads(record.input) if record.input else None
         return Status(*standing, record.waits, record.version, input, None)
-
-
-def _positive(limit: int) -> int:
-    """Return `limit` if a page can be that long."""
-    if not 0 < limit < 2**31:
-        raise ValueError(f"limit= is a number of executions from 1 to {2**31 - 1:,}, not {limit!r}")
-    return limit

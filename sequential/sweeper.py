@@ -7,6 +7,7 @@ from logging import getLogger
 
 from .errors import NotSupported
 from .executor import FlowExecutor
+from .upkeep import check_limit
 
 _BEGINNING = 1.0
 """Seconds before the first sweep: begun in a server's lifespan, it would ring before that server listens."""
@@ -26,8 +27,7 @@ async def sweep_forever(flow: FlowExecutor, every: float = 60.0, limit: int = 10
     """
     if not every > 0:
         raise ValueError(f"every= is a number of seconds above 0, not {every!r}")
-    if not limit > 0:
-        raise ValueError(f"limit= is a number of executions, at least 1, not {limit!r}")
+    check_limit(limit)  # now, because no error of a sweep ends this
     await sleep(min(every, _BEGINNING))
     while True:
         rung: list[str] = []

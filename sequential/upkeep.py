@@ -22,7 +22,7 @@ PAGE = 100
 async def sweep(setup: Setup, limit: int) -> list[str]:
     """Ring up to `limit` executions whose time has come, and return their ids."""
     rung: list[str] = []
-    for record in await settle(setup.journal.due(setup.clock(), limit)):
+    for record in await settle(setup.journal.due(setup.clock(), check_limit(limit))):
         if time() >= ends_at.get():
             break  # the rest stays due
         stuck = record.attempts >= ATTEMPTS
@@ -68,6 +68,13 @@ async def purge(setup: Setup, older_than: float) -> list[str]:
                 await settle(journal.remove(last.id, last))
                 purged.append(record.id)
     return purged
+
+
+def check_limit(limit: int) -> int:
+    """Return `limit` if a page can be that long."""
+    if not 0 < limit < 2**31:
+        raise ValueError(f"limit= is a number of executions from 1 to {2**31 - 1:,}, not {limit!r}")
+    return limit
 
 
 def cancelled(record: Record, now: float) -> Record:

@@ -28,8 +28,7 @@ from sequential.errors import StorageError
 from sequential.http import HttpResume, new_secret
 from sequential.testing import CapabilityTests, JournalTests
 from tests.conftest import absent, required
-from tests.servers.processes import Missing, Server, fetch, free_port, package
-from tests.servers.web import until
+from tests.servers.processes import Missing, Server, fetch, free_port, package, until
 
 EDGE = Path(__file__).parent / "edge"
 OWN_TESTS = (

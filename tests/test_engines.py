@@ -34,9 +34,9 @@ from sequential.testing import FakeClock
 from tests.conftest import OwnServer
 from tests.servers import queues
 from tests.servers.dynamodb import DynamoServer
+from tests.servers.processes import until
 from tests.servers.script import EXAMPLES, Script
 from tests.servers.valkey import ValkeyServer
-from tests.servers.web import until
 
 CELERY = ["-m", "celery", "-A", "engine_celery"]
 FASTER = ["--without-gossip", "--without-mingle", "--without-heartbeat"]

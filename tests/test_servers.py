@@ -23,7 +23,7 @@ from tests.conftest import OwnServer, required
 from tests.servers.dynamodb import DynamoServer
 from tests.servers.gcs import GcsServer
 from tests.servers.postgres import PostgresServer
-from tests.servers.processes import PREFIX, NotStarted, Server, family, package
+from tests.servers.processes import PREFIX, NotStarted, Server, family, package, until
 from tests.servers.seaweed import SeaweedServer
 from tests.servers.valkey import ValkeyServer
 
@@ -38,13 +38,6 @@ def winners(write: Callable[[int], bool]) -> int:
     """How many of the writers that write at once are told that they did."""
     with ThreadPoolExecutor(WRITERS) as pool:
         return sum(pool.map(write, range(WRITERS)))
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {seconds} seconds: {what}"
-        time.sleep(0.01)
 
 
 def written_until_killed(server: Server, write: Callable[[int], object]) -> set[int]:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -24,6 +23,7 @@ from sequential.stores.sqlite import SQLiteStorage
 from sequential.sweeper import sweep_forever
 from sequential.testing import FakeClock
 from tests.http.support import SECRET, three
+from tests.servers.processes import until
 from tests.support import PlainStorage
 
 OVERDUE = FakeClock(1_000_000_000.0)
@@ -84,13 +84,6 @@ def command(*options: str) -> subprocess.Popen[str]:
     return subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(bell: Bell, count: int) -> None:
-    deadline = monotonic() + 30
-    while len(bell.rung) < count:
-        assert monotonic() < deadline, bell.rung
-        sleep(0.01)
-
-
 def test_two_commands_at_once_ring_once(bell: Bell, environment: str) -> None:
     both = [command(), command()]
     outputs = [process.communicate(timeout=60) for process in both]
@@ -102,10 +95,10 @@ def test_two_commands_at_once_ring_once(bell: Bell, environment: str) -> None:
 @pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGINT])
 def test_the_service_goes_on_until_it_is_stopped(bell: Bell, environment: str, blow: signal.Signals) -> None:
     service = command("--every", "0.05", "--limit", "7")
-    wait_for(bell, 20)
+    until(lambda: len(bell.rung) >= 20, "all rung")
     with contextlib.closing(SQLiteStorage(environment.removeprefix("sqlite:///"))) as storage:
         FlowExecutor(storage, clock=OVERDUE).start_sync(three, id="another")
-    wait_for(bell, 21)
+    until(lambda: len(bell.rung) >= 21, "another one rung")
     service.send_signal(blow)
     output, errors = service.communicate(timeout=30)
     assert (service.returncode, output, errors) == (0, "", "")

@@ -30,8 +30,7 @@ from sequential.http import Request
 from tests.conftest import absent, required
 from tests.servers.dynamodb import DynamoServer
 from tests.servers.lambda_runtime import LambdaFunction, function_url, scheduled
-from tests.servers.processes import Missing, Server, free_port, package
-from tests.servers.web import until
+from tests.servers.processes import Missing, Server, free_port, package, until
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NEEDS = {  # what has to be installed for each, beside its framework's server

@@ -329,9 +329,8 @@ class Bucket:
             self._fcntl.flock(file, self._fcntl.LOCK_EX)
             yield
         finally:
-            self._fcntl.flock(
-                file, self._fcntl.LOCK_UN
-            )  # closing would leave it locked by whoever was forked meanwhile
+            # Closing alone would leave it locked by whoever was forked meanwhile.
+            self._fcntl.flock(file, self._fcntl.LOCK_UN)
             os.close(file)
 
     async def _get(self, path: str) -> tuple[obstore.GetResult, bytes]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Coroutine, Generator
 from functools import partial
 from importlib import import_module
+from tempfile import mkdtemp
 from typing import Any
 from unittest.mock import patch
 
@@ -75,7 +76,7 @@ def journey(input: dict[str, int]) -> Generator[Any, Any, Any]:
 async def run_with_promises() -> None:
     """Print what came of a flow whose hooks wait for promises, over each storage."""
     print(json.dumps({"version": sys.version, "platform": sys.platform, "journeys": [
-        await _travel(storage) for storage in (MemoryStorage(), SQLiteStorage("/tmp/flows.db"))
+        await _travel(storage) for storage in (MemoryStorage(), SQLiteStorage(f"{mkdtemp()}/flows.db"))
     ]}))  # fmt: skip
 
 

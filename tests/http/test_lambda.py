@@ -32,7 +32,7 @@ from tests.servers.lambda_runtime import (
     rest_api,
     scheduled,
 )
-from tests.servers.web import until
+from tests.servers.processes import until
 from tests.support import AsyncJournal
 
 SECONDS = 1.7

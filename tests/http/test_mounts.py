@@ -29,8 +29,8 @@ from sequential.stores.sqlite import SQLiteStorage
 from tests.conftest import absent, required
 from tests.http.support import SECRET, World, callback_for, request_for, three
 from tests.servers.lambda_runtime import Context, function_url, rest_api
-from tests.servers.processes import Missing, _die_with_parent, package
-from tests.servers.web import WebServer, until
+from tests.servers.processes import Missing, _die_with_parent, package, until
+from tests.servers.web import WebServer
 
 FILE = "flows.db"
 """In the folder of a server."""

@@ -25,8 +25,8 @@ from sequential.http import HttpResume, Request
 from sequential.storage import Record
 from tests.conftest import required
 from tests.http.support import SECRET, callback_for, request_for, stranger
-from tests.servers.processes import free_port
-from tests.servers.web import RIGHT, Clock, Gunicorn, Hypercorn, Sweeper, Uvicorn, WebServer, until
+from tests.servers.processes import free_port, until
+from tests.servers.web import RIGHT, Clock, Gunicorn, Hypercorn, Sweeper, Uvicorn, WebServer
 from tests.worker import workflow
 
 SERVERS: dict[str, Callable[[dict[str, str]], WebServer]] = {

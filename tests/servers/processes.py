@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn, Self
@@ -214,6 +215,14 @@ def fetch(port: int, method: str, path: str, body: bytes = b"") -> tuple[int, by
         connection.request(method, path, body)
         with connection.getresponse() as response:
             return response.status, response.read()
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+    """Wait for something that comes about in another process."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {seconds} seconds: {what}"
+        time.sleep(0.01)
 
 
 def free_port() -> int:

@@ -146,14 +146,6 @@ class Gunicorn(WebServer):
         return ["--bind", f"127.0.0.1:{self.port}", "--no-control-socket"]
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
-    """Wait for something that comes about in another process."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {seconds} seconds: {what}"
-        time.sleep(0.01)
-
-
 if __name__ == "__main__":
     time.time = Clock(*map(float, sys.argv[1:4])).now
     sys.argv = sys.argv[4:]

@@ -226,3 +226,55 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
 
     with ThreadPoolExecutor(len(calls)) as pool:
         return list(pool.map(call, calls))
+
+
+def one_commits(storage: Any, rounds: int, writers: int) -> None:
+    """Let writers in threads commit at the same time; one wins, each time."""
+    record = held(storage)
+    for number in range(rounds):
+        new = record._replace(token=record.token + 1, step=number + 1)
+        commits = [partial(storage.commit, new, record.token, Result(number, f"by {who}")) for who in range(writers)]
+        won = _won(together(*commits), number)
+        assert storage.results(new, number, number + 1) == [won]
+        record = new
+
+
+def one_takes_the_lease(storage: Any, rounds: int, writers: int) -> None:
+    """Let writers in threads claim at the same time; one takes the lease, each time, and all see whose it is."""
+    for number in range(rounds):
+        record = held(storage, f"id-{number}", lease=0.0)
+        leases = [NOW + 60 + who for who in range(writers)]
+        found = together(*(partial(storage.claim, record._replace(lease=lease), NOW, False) for lease in leases))
+        (winner,) = (who for who, (_, taken) in enumerate(found) if taken)
+        assert {stored for stored, _ in found} == {record._replace(token=2, lease=leases[winner])}
+
+
+async def race(
+    storage: Any, rounds: int, commit: Callable[[Record, int, Result], Any] | None = None, writers: int = 32
+) -> None:
+    """Do as `one_commits` in one event loop, by `commit` or that of the storage."""
+    record = Record("one", "run", token=1, lease=NOW + 60)
+    await storage.claim(record, NOW, True)
+    for number in range(rounds):
+        new = record._replace(token=record.token + 1, step=number + 1)
+        results = [Result(number, f"by {who}") for who in range(writers)]
+        commits = [(commit or storage.commit)(new, record.token, result) for result in results]
+        outcomes = await asyncio.gather(*commits, return_exceptions=True)
+        assert await storage.results(new, number, number + 1) == [_won(outcomes, number)]
+        record = new
+
+
+async def take(storage: Any, rounds: int, writers: int = 32) -> None:
+    """Let writers in one event loop create at the same time; one takes the lease, each time."""
+    for number in range(rounds):
+        record = Record(f"id-{number}", "run", token=1)
+        claims = [storage.claim(record._replace(lease=NOW + 60 + who), NOW, True) for who in range(writers)]
+        outcomes = await asyncio.gather(*claims)
+        assert sorted(taken for _, taken in outcomes) == [False] * (writers - 1) + [True]
+        assert len({found for found, _ in outcomes}) == 1
+
+
+def _won(outcomes: list[Any], step: int) -> Result:
+    """The result of the one who was not fenced off."""
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Fenced"] * (len(outcomes) - 1) + ["NoneType"]
+    return Result(step, f"by {outcomes.index(None)}")

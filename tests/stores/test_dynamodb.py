@@ -32,7 +32,20 @@ from sequential.testing.conformance import FEW_POINTS
 from sequential.testing.crash import count_crash_points
 from tests.servers.dynamodb import DynamoServer
 from tests.servers.proxy import Proxy
-from tests.stores.support import LARGE, NOW, commit_and_die, dies, held, peaks, square, squares, step, together
+from tests.stores.support import (
+    LARGE,
+    NOW,
+    commit_and_die,
+    dies,
+    held,
+    one_commits,
+    one_takes_the_lease,
+    peaks,
+    square,
+    squares,
+    step,
+    together,
+)
 from tests.support import echo
 
 PART = 1 << 18
@@ -235,22 +248,10 @@ class TestTogether:
         assert items(storage, "x")["y"]["writer"] == {"N": str(won.index(True))}
 
     def test_one_of_32_commits(self, storage: Any) -> None:
-        record = held(storage)
-        for number in range(ROUNDS):
-            new = record._replace(token=record.token + 1, step=number + 1)
-            writes = [partial(storage.commit, new, record.token, Result(number, f"{who}")) for who in range(WRITERS)]
-            done = together(*writes)
-            assert sorted(type(each).__name__ for each in done) == ["Fenced"] * (WRITERS - 1) + ["NoneType"]
-            assert storage.results(new, number, number + 1) == [Result(number, f"{done.index(None)}")]
-            record = new
+        one_commits(storage, ROUNDS, WRITERS)
 
     def test_one_of_32_takes_the_lease(self, storage: Any) -> None:
-        for number in range(ROUNDS // 2):
-            record = held(storage, f"id-{number}", lease=0.0)
-            leases = [NOW + 60 + who for who in range(WRITERS)]
-            found = together(*(partial(storage.claim, record._replace(lease=lease), NOW, False) for lease in leases))
-            (winner,) = (who for who, (_, taken) in enumerate(found) if taken)
-            assert {stored for stored, _ in found} == {record._replace(token=2, lease=leases[winner])}
+        one_takes_the_lease(storage, ROUNDS // 2, WRITERS)
 
     def test_one_of_32_creates(self, storage: Any) -> None:
         wanted = [

@@ -30,7 +30,20 @@ from sequential.testing import (
 from sequential.testing.conformance import FEW_POINTS
 from sequential.testing.crash import count_crash_points
 from tests.conftest import FirestoreServer
-from tests.stores.support import LARGE, NOW, commit_and_die, dies, held, peaks, square, squares, step, together
+from tests.stores.support import (
+    LARGE,
+    NOW,
+    commit_and_die,
+    dies,
+    held,
+    one_commits,
+    one_takes_the_lease,
+    peaks,
+    square,
+    squares,
+    step,
+    together,
+)
 from tests.support import echo
 
 if TYPE_CHECKING:
@@ -150,24 +163,10 @@ def documents(storage: Any, id: str = "one") -> dict[str, dict[str, Any]]:
 
 class TestTogether:
     def test_one_of_32_commits(self, storage: Any) -> None:
-        record = held(storage)
-        for number in range(ROUNDS):
-            new = record._replace(token=record.token + 1, step=number + 1)
-            writes = [partial(storage.commit, new, record.token, Result(number, f"{who}")) for who in range(WRITERS)]
-            done = together(*writes)
-            assert sorted(type(each).__name__ for each in done) == ["Fenced"] * (WRITERS - 1) + ["NoneType"]
-            assert storage.results(new, number, number + 1) == [Result(number, f"{done.index(None)}")]
-            record = new
+        one_commits(storage, ROUNDS, WRITERS)
 
     def test_one_of_32_takes_the_lease(self, storage: Any) -> None:
-        for number in range(ROUNDS // 2):
-            record = held(storage, f"id-{number}", lease=0.0)
-            leases = [NOW + 60 + who for who in range(WRITERS)]
-            found = together(*(partial(storage.claim, record._replace(lease=lease), NOW, False) for lease in leases))
-            assert [taken for _, taken in found].count(True) == 1
-            assert {held for held, _ in found} == {
-                record._replace(token=2, lease=leases[found.index((found[0][0], True))])
-            }
+        one_takes_the_lease(storage, ROUNDS // 2, WRITERS)
 
     def test_results_saved_ahead_at_the_same_time(self, storage: Any) -> None:
         record = held(storage)

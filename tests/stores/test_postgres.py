@@ -31,7 +31,7 @@ from sequential.testing import (
 from tests.conftest import OwnServer
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import Proxy
-from tests.stores.support import LARGE, NOW, Crowd, commit_and_die, held, peaks, square, squares
+from tests.stores.support import LARGE, NOW, Crowd, commit_and_die, held, peaks, race, square, squares, take
 
 _numbers = count()
 
@@ -149,37 +149,17 @@ async def pooled(url: str, prefix: str = "sequential_", **options: Any) -> Async
 
 
 class TestTogether:
-    async def race(self, storage: Any, rounds: int, writers: int = 32) -> None:
-        record = Record("one", "run", token=1, lease=NOW + 60)
-        await storage.claim(record, NOW, True)
-        for step in range(rounds):
-            new = record._replace(token=record.token + 1, step=step + 1)
-            commits = [storage.commit(new, record.token, Result(step, f"by {writer}")) for writer in range(writers)]
-            outcomes = await asyncio.gather(*commits, return_exceptions=True)
-            assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Fenced"] * (writers - 1) + ["NoneType"]
-            (recorded,) = await storage.results(new, step, step + 1)
-            assert recorded.asked == f"by {outcomes.index(None)}"
-            record = new
-
-    async def take(self, storage: Any, rounds: int, writers: int = 32) -> None:
-        for number in range(rounds):
-            record = Record(f"id-{number}", "run", token=1)
-            claims = [storage.claim(record._replace(lease=NOW + 60 + n), NOW, True) for n in range(writers)]
-            outcomes = await asyncio.gather(*claims)
-            assert sorted(taken for _, taken in outcomes) == [False] * (writers - 1) + [True]
-            assert len({found for found, _ in outcomes}) == 1
-
     def test_one_of_32_commits_a_thousand_times(self, postgres_server: PostgresServer) -> None:
         async def run() -> None:
             async with pooled(postgres_server.url, new_prefix(), min_size=32, max_size=32) as storage:
-                await self.race(storage, 1000)
+                await race(storage, 1000)
 
         asyncio.run(run())
 
     def test_one_of_32_takes_the_lease(self, postgres_server: PostgresServer) -> None:
         async def run() -> None:
             async with pooled(postgres_server.url, new_prefix(), min_size=32, max_size=32) as storage:
-                await self.take(storage, 100)
+                await take(storage, 100)
 
         asyncio.run(run())
 
@@ -187,8 +167,8 @@ class TestTogether:
         async def run() -> None:
             strict = {"autocommit": True, "options": "-c default_transaction_isolation=serializable"}
             async with pooled(postgres_server.url, new_prefix(), min_size=8, max_size=8, kwargs=strict) as storage:
-                await self.race(storage, 20, 8)
-                await self.take(storage, 20, 8)
+                await race(storage, 20, writers=8)
+                await take(storage, 20, writers=8)
 
         asyncio.run(run())
 

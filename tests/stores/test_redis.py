@@ -32,9 +32,10 @@ from sequential.testing import (
 )
 from sequential.testing.conformance import StorageSuite
 from tests.conftest import OwnServer, required
+from tests.servers.processes import until
 from tests.servers.proxy import Proxy
 from tests.servers.valkey import ValkeyServer
-from tests.stores.support import LARGE, NOW, Crowd, commit_and_die, dies, held, peaks, square, squares
+from tests.stores.support import LARGE, NOW, Crowd, commit_and_die, dies, held, peaks, race, square, squares, take
 
 KINDS = ("Redis", "RedisCluster")
 
@@ -161,17 +162,7 @@ class TestTogether:
         async def run() -> None:
             storage: Any = RedisStorage(connect(server, kind), prefix=new_prefix())
             commit, nothing = getattr(storage, method), () if method == "commit" else (None, None)
-            record = Record("one", "run", token=1, lease=NOW + 60)
-            await storage.claim(record, NOW, True)
-            for step in range(rounds):
-                new = record._replace(token=record.token + 1, step=step + 1)
-                results = [Result(step, f"by {writer}") for writer in range(32)]
-                commits = [commit(new, record.token, result, *nothing) for result in results]
-                outcomes = await asyncio.gather(*commits, return_exceptions=True)
-                assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Fenced"] * 31 + ["NoneType"]
-                (recorded,) = await storage.results(new, step, step + 1)
-                assert recorded.asked == f"by {outcomes.index(None)}"
-                record = new
+            await race(storage, rounds, lambda new, token, result: commit(new, token, result, *nothing))
             await storage.close()
 
         asyncio.run(run())
@@ -179,12 +170,7 @@ class TestTogether:
     def test_one_of_32_takes_the_lease(self, kind: str, server: ValkeyServer) -> None:
         async def run() -> None:
             storage: Any = RedisStorage(connect(server, f"Async{kind}"), prefix=new_prefix())
-            for number in range(50):
-                record = Record(f"id-{number}", "run", token=1)
-                claims = [storage.claim(record._replace(lease=NOW + 60 + n), NOW, True) for n in range(32)]
-                outcomes = await asyncio.gather(*claims)
-                assert sorted(taken for _, taken in outcomes) == [False] * 31 + [True]
-                assert len({found for found, _ in outcomes}) == 1
+            await take(storage, 50)
             await storage.close()
 
         asyncio.run(run())
@@ -631,7 +617,7 @@ class TestTrouble:
         target = there.execute_command("CLUSTER MYID").decode()
         record, key = held(clustered), f"{clustered._prefix}{{one}}"
         slot, node = here.keyslot(key), here.get_node_from_key(key)
-        until(lambda: target in str(here.execute_command("CLUSTER NODES", target_nodes=node)))
+        until(lambda: target in str(here.execute_command("CLUSTER NODES", target_nodes=node)), "the node is known")
         here.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target, target_nodes=node)
         with pytest.raises(StorageError, match="it moves this execution to another node: try again, nothing was rec"):
             clustered.commit(record._replace(token=2, step=1), 1, Result(0))
@@ -712,14 +698,16 @@ class TestExpiry:
         ours.signal("one", "yes", b"1", now)
         ours.commit(record._replace(token=9, lease=0.0, due=None, status="finished", changed=now), record.token)
         assert ours.read("one") is not None
-        until(lambda: storage.read("one") is None)
+        until(lambda: storage.read("one") is None, "it has expired")
         now = time.time()
         later = ours.claim(record._replace(run="later", input=b"", step=0, lease=now, changed=now), now, True)[0]
         ours.save(later, Result(4, "ahead"))
         assert ours.results(later, 0, 9) == [Result(4, "ahead")]
         assert ours.received(later, "yes") is None
         ours.commit(later._replace(token=99, lease=0.0, changed=now - 9), later.token)
-        until(lambda: not [key for key in keys(storage) if "void" not in key and key.startswith("{one}")])
+        until(
+            lambda: not [key for key in keys(storage) if "void" not in key and key.startswith("{one}")], "all expired"
+        )
         assert ours.due(9e9, 9) == ours.find("", 9) == []
         assert entries(storage, "_due") == entries(storage, "_ids") == []
 
@@ -766,12 +754,6 @@ class TestExpiry:
         for number in range(300):
             held(ours, f"id-{number}", lease=0.0, due=None, changed=NOW)
         assert len(entries(plain, "_ids")) < 50
-
-
-def until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not happened():
-        assert time.monotonic() < deadline
 
 
 class TestUse:
