@@ -17,16 +17,16 @@ meanwhile: the holder of that is then told that it is fenced off.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..codec import Codec
 from ..errors import Fenced, StorageError
 from ..storage import CLOSED, Record, Result, as_record, as_result, refuses, settle
-from .bucket import Bucket, Conflict, Damaged, Found, Kept, Recent, check_missing, explained, nonce
+from .bucket import Bucket, Conflict, Damaged, Kept, Recent, check_missing, explained, nonce
 from .clients import ClientJournal, extra, plain_or_async
+from .objects_state import TAIL, Item, Keep, State, Value, add, check_held, decode, decode_body, encode, shorten, size
 
 with extra("objects"):
     from obstore.store import from_url
@@ -37,11 +37,8 @@ if TYPE_CHECKING:
 _INLINE = 1 << 14
 """Bytes from which a value is an object of its own."""
 
-_TAIL = 1 << 15
-"""Bytes of results that are written again with each commit: fewer would make more segments, and more reading."""
-
 _PAGE = 1 << 20
-_SEGMENTS = _PAGE // _TAIL
+_SEGMENTS = _PAGE // TAIL
 
 _KNOWN = 256
 """How many executions are remembered as they were last seen, so that a holder need not read before each commit."""
@@ -51,27 +48,7 @@ _ATTEMPTS = 100
 
 _PROMPT, _GRACE, _ABANDONED = 1.0, 6.0, 60.0
 
-_Value: TypeAlias = bytes | Kept
-_Item: TypeAlias = tuple[Any, ...]
-"""A result as a tuple, the data of which may be kept elsewhere."""
-
-
-class _State(NamedTuple):
-    """What the object ``record`` holds; without a record it is a tombstone, or not there at all."""
-
-    record: Record | None = None
-    input: _Value = b""
-    signals: dict[str, _Value | None] = {}  # noqa: RUF012 - never changed; `None`: taken, and closed
-    segments: tuple[tuple[int, int, Kept], ...] = ()
-    """The first and the last step in each; a later one counts more than an earlier, and the tail more than they."""
-    tail: dict[int, _Item] = {}  # noqa: RUF012 - never changed
-    gone: tuple[str, ...] = ()
-    """Earlier runs, of which something may still be there."""
-    found: Found | None = None
-
-
-_Keep: TypeAlias = Callable[..., Awaitable[_Value]]
-_Change: TypeAlias = Callable[[_State, _Keep], Awaitable[_State | None]]
+_Change: TypeAlias = Callable[[State, Keep], Awaitable[State | None]]
 
 
 class ObjectStorage(ClientJournal):
@@ -108,7 +85,7 @@ class ObjectStorage(ClientJournal):
     ) -> None:
         super().__init__(codec)
         self._bucket = Bucket(store, prefix)
-        self._known = Recent[_State](_KNOWN)
+        self._known = Recent[State](_KNOWN)
         if check:
             self._bucket.check()
 
@@ -150,13 +127,13 @@ class ObjectStorage(ClientJournal):
     async def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
         """Take a lease, or create a record."""
 
-        async def change(state: _State, keep: _Keep) -> _State | None:
+        async def change(state: State, keep: Keep) -> State | None:
             record = state.record
             if record is None:
                 if not create:
                     return None
                 await self._outlive(wanted.id, state)
-                return _State(wanted, await keep(f"{wanted.run}/input", wanted.input), gone=state.gone)
+                return State(wanted, await keep(f"{wanted.run}/input", wanted.input), gone=state.gone)
             if record.lease > now or refuses(record, wanted, create):
                 return None
             return state._replace(record=record._replace(token=record.token + 1, lease=wanted.lease))
@@ -168,15 +145,15 @@ class ObjectStorage(ClientJournal):
     async def _commit(
         self, record: Record, token: int, result: Result | None, absent: str | None, taken: str | None
     ) -> None:
-        async def change(state: _State, keep: _Keep) -> _State | None:
-            stored = _check(state, record, token)
+        async def change(state: State, keep: Keep) -> State | None:
+            stored = check_held(state, record, token)
             signals = dict(state.signals)
             if absent is not None and signals.pop(absent, None) is not None:
                 raise Fenced(record.id, token)
             if taken is not None:
                 signals[taken] = None
             changed = state._replace(record=as_record((*stored[:6], *record[6:])), signals=signals)
-            return changed if result is None else await _add(changed, record.run, result, keep)
+            return changed if result is None else await add(changed, record.run, result, keep)
 
         await self._change(record.id, change, (record.run, token))
 
@@ -184,24 +161,24 @@ class ObjectStorage(ClientJournal):
     async def save(self, record: Record, result: Result) -> None:
         """Write a result."""
 
-        async def change(state: _State, keep: _Keep) -> _State | None:
-            _check(state, record, record.token)
-            return await _add(state, record.run, result, keep)
+        async def change(state: State, keep: Keep) -> State | None:
+            check_held(state, record, record.token)
+            return await add(state, record.run, result, keep)
 
         await self._change(record.id, change, (record.run, record.token))
 
     async def _restart(self, record: Record, held: Record) -> None:
         doomed: list[str] = []
 
-        async def change(state: _State, keep: _Keep) -> _State | None:
-            _check(state, held, held.token)
+        async def change(state: State, keep: Keep) -> State | None:
+            check_held(state, held, held.token)
             gone = (held.run, *state.gone)
             doomed[:] = await self._remains(held.id, gone)
-            signals: dict[str, _Value | None] = {}
+            signals: dict[str, Value | None] = {}
             for name, data in state.signals.items():
                 if data is not None:  # a large one moves on to the folder of the new run
                     signals[name] = await keep(f"{record.run}/signal-{name}", await self._load(held.id, data))
-            return _State(record, await keep(f"{record.run}/input", record.input), signals, gone=gone)
+            return State(record, await keep(f"{record.run}/input", record.input), signals, gone=gone)
 
         state, _ = await self._change(record.id, change, (held.run, held.token))
         await self._bucket.delete(doomed)
@@ -210,7 +187,7 @@ class ObjectStorage(ClientJournal):
     @plain_or_async
     async def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:  # noqa: ARG002
         """Read a page of results."""
-        state = self._known.get(record.id) or _State()
+        state = self._known.get(record.id) or State()
         # Whoever holds this token has written, through here, all that there is.
         if state.record is None or (state.record.run, state.record.token) != (record.run, record.token):
             state = await self._fetch(record.id)
@@ -272,7 +249,7 @@ class ObjectStorage(ClientJournal):
     async def signal(self, id: str, name: str, data: bytes, now: float) -> tuple[Record | None, bool]:
         """Keep a signal."""
 
-        async def change(state: _State, keep: _Keep) -> _State | None:
+        async def change(state: State, keep: Keep) -> State | None:
             record = state.record
             if record is None or record.status in CLOSED or name in state.signals:
                 return None
@@ -302,14 +279,14 @@ class ObjectStorage(ClientJournal):
         """Remove an execution, its results and its signals."""
         doomed: list[str] = []
 
-        async def change(state: _State, _: _Keep) -> _State | None:
+        async def change(state: State, _: Keep) -> State | None:
             if held is not None:
-                _check(state, held, held.token)
+                check_held(state, held, held.token)
             if state.record is None and not _is_abandoned(state):
                 return None
             gone = state.gone if state.record is None else (state.record.run, *state.gone)
             doomed[:] = await self._remains(id, gone)
-            return _State(gone=gone)
+            return State(gone=gone)
 
         since = monotonic(), time()
         state, done = await self._change(id, change, held and (held.run, held.token))
@@ -327,7 +304,7 @@ class ObjectStorage(ClientJournal):
             except Conflict:
                 return
 
-    async def _change(self, id: str, change: _Change, held: tuple[str, int] | None = None) -> tuple[_State, bool]:
+    async def _change(self, id: str, change: _Change, held: tuple[str, int] | None = None) -> tuple[State, bool]:
         """Replace what is kept of an execution by what `change` makes of it, until nobody else comes in between.
 
         Args:
@@ -344,7 +321,7 @@ class ObjectStorage(ClientJournal):
             state = await self._fetch(id)
         made: dict[str, Kept] = {}
 
-        async def keep(name: str, data: bytes, inline: int = _INLINE) -> _Value:
+        async def keep(name: str, data: bytes, inline: int = _INLINE) -> Value:
             if len(data) < inline:
                 return data
             if name not in made:
@@ -359,22 +336,22 @@ class ObjectStorage(ClientJournal):
                     if new is None:
                         await self._bucket.discard(id, made.values())
                         return state, False
-                    new = await _shorten(new, keep)
-                    body = _encode(new)
+                    new = await shorten(new, keep)
+                    body = encode(new)
                     found = await self._bucket.swap(id, body, state.found)
                 except Conflict as conflict:
-                    state = _decode(conflict.found)
+                    state = decode(conflict.found)
                     continue
                 new = new._replace(found=found)
                 if new.record:
-                    self._known.put(id, new if found.data is body else _decode(found))
+                    self._known.put(id, new if found.data is body else decode(found))
                 return new, True
         except Fenced:
             await self._bucket.discard(id, made.values())
             raise
         raise StorageError(f"object store: too many write {id!r} at once: try again")
 
-    async def _outlive(self, id: str, state: _State) -> None:
+    async def _outlive(self, id: str, state: State) -> None:
         """Wait for the end of a removal; return only when the remover must have died.
 
         Raises:
@@ -387,15 +364,15 @@ class ObjectStorage(ClientJournal):
             if later is None or later.nonces != state.found.nonces:
                 raise Conflict(later)
 
-    async def _page(self, state: _State, id: str, start: int, stop: int) -> list[Result]:
-        async def read(segment: tuple[int, int, Kept]) -> dict[int, _Item]:
-            return _decode_body(await self._load(id, segment[2])).tail
+    async def _page(self, state: State, id: str, start: int, stop: int) -> list[Result]:
+        async def read(segment: tuple[int, int, Kept]) -> dict[int, Item]:
+            return decode_body(await self._load(id, segment[2])).tail
 
-        async def load(item: _Item) -> Result:
+        async def load(item: Item) -> Result:
             return as_result((*item[:3], await self._load(id, item[3]), *item[4:]))
 
         wanted = sorted(segment for segment in state.segments if segment[0] < stop and segment[1] >= start)
-        items: dict[int, _Item] = {}
+        items: dict[int, Item] = {}
         count, until = 0, start
         while not items and until < stop:
             count += _SEGMENTS
@@ -403,16 +380,16 @@ class ObjectStorage(ClientJournal):
             tails = dict(zip(wanted, await self._bucket.together(read, wanted[:count]), strict=False))
             for tail in [*(tails[segment] for segment in state.segments if segment in tails), state.tail]:
                 items.update((step, item) for step, item in tail.items() if start <= step < until)
-        page: list[_Item] = []
-        size = 0
+        page: list[Item] = []
+        total = 0
         for _, item in sorted(items.items()):
-            size += _size(item, 1)
-            if page and size > _PAGE:
+            total += size(item, 1)
+            if page and total > _PAGE:
                 break
             page.append(item)
         return await self._bucket.together(load, page)
 
-    async def _whole(self, state: _State) -> Record | None:
+    async def _whole(self, state: State) -> Record | None:
         """Return the record with its input."""
         while state.record is not None:
             try:
@@ -421,100 +398,22 @@ class ObjectStorage(ClientJournal):
                 state = await self._fetch_after(state.record, error)
         return None
 
-    async def _fetch_after(self, record: Record, error: FileNotFoundError) -> _State:
+    async def _fetch_after(self, record: Record, error: FileNotFoundError) -> State:
         """Return what is kept now that something was missed."""
         state = await self._fetch(record.id)
         check_missing(record, state.record, error)
         return state
 
-    async def _load(self, id: str, value: _Value) -> bytes:
+    async def _load(self, id: str, value: Value) -> bytes:
         return await self._bucket.load(id, value) if isinstance(value, Kept) else value
 
     async def _remains(self, id: str, runs: tuple[str, ...]) -> list[str]:
         return await self._bucket.remains(id, runs, "record")
 
-    async def _fetch(self, id: str) -> _State:
-        return _decode(await self._bucket.get(id))
+    async def _fetch(self, id: str) -> State:
+        return decode(await self._bucket.get(id))
 
 
-def _check(state: _State, record: Record, token: int) -> Record:
-    stored = state.record
-    if stored is None or stored.run != record.run or stored.token != token:
-        raise Fenced(record.id, token)
-    return stored
-
-
-def _is_abandoned(state: _State) -> bool:
+def _is_abandoned(state: State) -> bool:
     """Whether it is a tombstone that has been there for long."""
     return state.record is None and state.found is not None and time() - state.found.modified > _ABANDONED
-
-
-async def _add(state: _State, run: str, result: Result, keep: _Keep) -> _State:
-    item = (*result[:3], await keep(f"{run}/{result.step}", result.data), *result[4:])
-    return state._replace(tail={**state.tail, result.step: item})
-
-
-async def _shorten(state: _State, keep: _Keep) -> _State:
-    """Move the tail into a segment if it has become too long."""
-    if state.record is None or sum(128 + _size(item, 0) for item in state.tail.values()) < _TAIL:
-        return state
-    first, *_, last = sorted(state.tail)
-    # Its nonce tells it from one that was made before a conflict, which may have fewer results.
-    kept: Any = await keep(f"{state.record.run}/{first}-{last}-{nonce()}", _encode(_State(tail=state.tail)), 0)
-    return state._replace(tail={}, segments=(*state.segments, (first, last, kept)))
-
-
-def _size(item: _Item, elsewhere: int) -> int:
-    data: _Value = item[3]
-    return data.size * elsewhere if isinstance(data, Kept) else len(data)
-
-
-def _encode(state: _State) -> bytes:
-    """Return a line of JSON, and behind it the bytes that it gives the lengths of."""
-    parts: list[bytes] = []
-
-    def place(data: bytes) -> dict[str, int]:
-        parts.append(data)
-        return {"bytes": len(data)}
-
-    body = {name: value for name, value in state._asdict().items() if value and name not in {"tail", "found"}}
-    if state.record is not None:
-        body["record"] = state.record._replace(input=b"")._asdict()
-        del body["record"]["input"]
-    body["tail"] = list(state.tail.values())
-    return b"%s\n%s" % (json.dumps(body, default=place, separators=(",", ":")).encode(), b"".join(parts))
-
-
-def _decode(found: Found | None) -> _State:
-    if found is None:
-        return _State()
-    try:
-        return _decode_body(found.data)._replace(found=found)
-    except (ValueError, TypeError, LookupError) as error:
-        raise Damaged(f"object store: a record is damaged ({error}): restore it, or delete its object") from error
-
-
-def _decode_body(data: bytes) -> _State:
-    end = data.index(b"\n") + 1
-
-    def take(value: dict[str, Any]) -> Any:
-        nonlocal end
-        size = value.get("bytes")
-        if not isinstance(size, int):
-            return value
-        end += size
-        return data[end - size : end]
-
-    body = json.loads(data[:end], object_hook=take)
-    return _State(
-        Record(**body["record"]) if "record" in body else None,
-        _as_value(body.get("input", b"")),
-        {name: data if data is None else _as_value(data) for name, data in body.get("signals", {}).items()},
-        tuple((first, last, Kept(*kept)) for first, last, kept in body.get("segments", ())),
-        {item[0]: (*item[:3], _as_value(item[3]), *item[4:]) for item in body["tail"]},
-        tuple(body.get("gone", ())),
-    )
-
-
-def _as_value(value: Any) -> _Value:
-    return value if isinstance(value, bytes) else Kept(*value)

@@ -1,0 +1,123 @@
+"""What the object ``record`` of an execution holds, for `sequential.stores.objects`, and how it becomes bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, TypeAlias
+
+from ..errors import Fenced
+from ..storage import Record, Result
+from .bucket import Damaged, Found, Kept, nonce
+
+TAIL = 1 << 15
+"""Bytes of results that are written again with each commit: fewer would make more segments, and more reading."""
+
+Value: TypeAlias = bytes | Kept
+Item: TypeAlias = tuple[Any, ...]
+"""A result as a tuple, the data of which may be kept elsewhere."""
+
+
+class State(NamedTuple):
+    """What the object ``record`` holds; without a record it is a tombstone, or not there at all."""
+
+    record: Record | None = None
+    input: Value = b""
+    signals: dict[str, Value | None] = {}  # noqa: RUF012 - never changed; `None`: taken, and closed
+    segments: tuple[tuple[int, int, Kept], ...] = ()
+    """The first and the last step in each; a later one counts more than an earlier, and the tail more than they."""
+    tail: dict[int, Item] = {}  # noqa: RUF012 - never changed
+    gone: tuple[str, ...] = ()
+    """Earlier runs, of which something may still be there."""
+    found: Found | None = None
+
+
+Keep: TypeAlias = Callable[..., Awaitable[Value]]
+"""Keeps a value beside the record if it is large, and returns what stands for it."""
+
+
+def check_held(state: State, record: Record, token: int) -> Record:
+    """Return the record if it is of this run and has this token; if not, the writer is fenced off."""
+    stored = state.record
+    if stored is None or stored.run != record.run or stored.token != token:
+        raise Fenced(record.id, token)
+    return stored
+
+
+async def add(state: State, run: str, result: Result, keep: Keep) -> State:
+    """Put a result into the tail, instead of an earlier one."""
+    item = (*result[:3], await keep(f"{run}/{result.step}", result.data), *result[4:])
+    return state._replace(tail={**state.tail, result.step: item})
+
+
+async def shorten(state: State, keep: Keep) -> State:
+    """Move the tail into a segment if it has become too long."""
+    if state.record is None or sum(128 + size(item, 0) for item in state.tail.values()) < TAIL:
+        return state
+    first, *_, last = sorted(state.tail)
+    # Its nonce tells it from one that was made before a conflict, which may have fewer results.
+    kept: Any = await keep(f"{state.record.run}/{first}-{last}-{nonce()}", encode(State(tail=state.tail)), 0)
+    return state._replace(tail={}, segments=(*state.segments, (first, last, kept)))
+
+
+def size(item: Item, elsewhere: int) -> int:
+    """Return the bytes of a result, and of what is kept elsewhere so many times as many."""
+    data: Value = item[3]
+    return data.size * elsewhere if isinstance(data, Kept) else len(data)
+
+
+def encode(state: State) -> bytes:
+    """Return a line of JSON, and behind it the bytes that it gives the lengths of."""
+    parts: list[bytes] = []
+
+    def place(data: bytes) -> dict[str, int]:
+        parts.append(data)
+        return {"bytes": len(data)}
+
+    body = {name: value for name, value in state._asdict().items() if value and name not in {"tail", "found"}}
+    if state.record is not None:
+        body["record"] = state.record._replace(input=b"")._asdict()
+        del body["record"]["input"]
+    body["tail"] = list(state.tail.values())
+    return b"%s\n%s" % (json.dumps(body, default=place, separators=(",", ":")).encode(), b"".join(parts))
+
+
+def decode(found: Found | None) -> State:
+    """Return what an object holds.
+
+    Raises:
+        Damaged: When it is not what `encode` has made.
+    """
+    if found is None:
+        return State()
+    try:
+        return decode_body(found.data)._replace(found=found)
+    except (ValueError, TypeError, LookupError) as error:
+        raise Damaged(f"object store: a record is damaged ({error}): restore it, or delete its object") from error
+
+
+def decode_body(data: bytes) -> State:
+    """Return what `encode` was given."""
+    end = data.index(b"\n") + 1
+
+    def take(value: dict[str, Any]) -> Any:
+        nonlocal end
+        size = value.get("bytes")
+        if not isinstance(size, int):
+            return value
+        end += size
+        return data[end - size : end]
+
+    body = json.loads(data[:end], object_hook=take)
+    return State(
+        Record(**body["record"]) if "record" in body else None,
+        _as_value(body.get("input", b"")),
+        {name: data if data is None else _as_value(data) for name, data in body.get("signals", {}).items()},
+        tuple((first, last, Kept(*kept)) for first, last, kept in body.get("segments", ())),
+        {item[0]: (*item[:3], _as_value(item[3]), *item[4:]) for item in body["tail"]},
+        tuple(body.get("gone", ())),
+    )
+
+
+def _as_value(value: Any) -> Value:
+    return value if isinstance(value, bytes) else Kept(*value)
