@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, TypeVar
 
 import pytest
 
+from tests.servers.azurite import AzuriteServer
 from tests.servers.dynamodb import DynamoServer
 from tests.servers.gcs import GcsServer
 from tests.servers.postgres import PostgresServer
@@ -103,6 +104,12 @@ def dynamodb_server() -> Iterator[DynamoServer]:
 @pytest.fixture(scope="session")
 def gcs_server() -> Iterator[GcsServer]:
     with required(GcsServer.from_environment()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azurite_server() -> Iterator[AzuriteServer]:
+    with required(AzuriteServer.from_environment()) as server:
         yield server
 
 

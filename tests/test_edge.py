@@ -28,7 +28,17 @@ from sequential.errors import StorageError
 from sequential.http import HttpResume, new_secret
 from sequential.testing import CapabilityTests, JournalTests
 from tests.conftest import absent, required
-from tests.servers.processes import Missing, Server, fetch, free_port, package, until
+from tests.servers.processes import (
+    INSTALL,
+    NODE_MODULES,
+    NPM_INSTALL,
+    Missing,
+    Server,
+    fetch,
+    free_port,
+    package,
+    until,
+)
 
 EDGE = Path(__file__).parent / "edge"
 OWN_TESTS = (
@@ -44,26 +54,17 @@ SECRET = new_secret()
 ITEMS = [f"item-{number}" for number in range(20)]
 
 
-class NoEdge(Missing):
-    def __init__(self) -> None:
-        Exception.__init__(
-            self,
-            "Pyodide, Cloudflare's D1 or its package for Python is not installed: with Node.js 20 or later, "
-            'pip install -e ".[test]" && npm install --no-package-lock --prefix tests/edge',
-        )
-
-
 def folders() -> list[str]:
     """The folders of the packages that are imported under Pyodide; none of them is compiled."""
     wanted = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "nanoid", "workers")
     found = [package(name) for name in wanted]
-    modules = EDGE / "node_modules"
     if (
         None in found
         or shutil.which("node") is None
-        or not all((modules / name).exists() for name in ("pyodide", "miniflare"))
+        or not all((NODE_MODULES / name).exists() for name in ("pyodide", "miniflare"))
     ):
-        raise NoEdge
+        what = "Pyodide, Cloudflare's D1 or its package for Python"
+        raise Missing(what, None, f"{INSTALL}, and {NPM_INSTALL}")
     return sorted({str(folder.parent) for folder in found if folder})
 
 
@@ -72,7 +73,7 @@ def done() -> subprocess.CompletedProcess[str]:
     """What came of `tests.edge.suite`."""
     try:
         packages = folders()
-    except NoEdge as missing:
+    except Missing as missing:
         absent(missing)
     options = shlex.split(
         "-q -W error -c /dev/null --rootdir=. --noconftest --assert=plain --tb=short -p no:cacheprovider"

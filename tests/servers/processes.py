@@ -28,13 +28,16 @@ from typing import Any, ClassVar, NoReturn, Self
 PREFIX = "sequential-test-server-"
 _ports: set[int] = set()  # that were given out, and may not be in use yet
 INSTALL = 'pip install -e ".[test]"'
+NPM_INSTALL = "with Node.js 20 or later, npm install --no-package-lock --prefix tests"
+NODE_MODULES = Path(__file__).parents[1] / "node_modules"
 
 
 class Missing(Exception):
     """The server is not installed."""
 
-    def __init__(self, name: str, variable: str) -> None:
-        super().__init__(f"{name} is not installed: {INSTALL}, or set {variable} to the URL of one")
+    def __init__(self, name: str, variable: str | None, install: str = INSTALL) -> None:
+        instead = f", or set {variable} to the URL of one" if variable else ""
+        super().__init__(f"{name} is not installed: {install}{instead}")
 
 
 class NotStarted(Exception):

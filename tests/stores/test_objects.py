@@ -1,4 +1,4 @@
-"""Object stores: SeaweedFS (S3) on a real server, an emulator of GCS, a folder, memory."""
+"""Object stores: SeaweedFS (S3) on a real server, emulators of GCS and Azure, a folder, memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import obstore
 import pytest
-from obstore.store import GCSStore, LocalStore, MemoryStore, ObjectStore, S3Store
+from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, ObjectStore, S3Store
 
 from sequential import FlowExecutor, Paused, again, tool, wait
 from sequential.blocking import blocking
@@ -35,6 +35,7 @@ from sequential.stores.objects import ObjectStorage
 from sequential.testing import JournalTests
 from sequential.testing.crash import count_crash_points
 from tests.conftest import OwnServer
+from tests.servers.azurite import AzuriteServer
 from tests.servers.gcs import GcsServer
 from tests.servers.proxy import Proxy
 from tests.servers.seaweed import SeaweedServer
@@ -134,15 +135,32 @@ class TestGcs(TestMemory):
         return GCSStore(**self.server.options, prefix=new_prefix())
 
 
+class TestAzure(TestMemory):
+    server: ClassVar[AzuriteServer]
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def find_server(cls, azurite_server: AzuriteServer) -> None:
+        cls.server = azurite_server
+
+    def connect(self) -> ObjectStore:
+        return AzureStore(**self.server.options, prefix=new_prefix())
+
+
 @pytest.fixture
 def s3(seaweed_server: SeaweedServer) -> S3Store:
     return S3Store(**seaweed_server.options, prefix=new_prefix())
 
 
-@pytest.fixture(params=["memory", "folder", "s3"])
+@pytest.fixture
+def azure(azurite_server: AzuriteServer) -> AzureStore:
+    return AzureStore(**azurite_server.options, prefix=new_prefix())
+
+
+@pytest.fixture(params=["memory", "folder", "s3", "azure"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    if request.param == "s3":
-        found: S3Store = request.getfixturevalue("s3")
+    if request.param in {"s3", "azure"}:
+        found: ObjectStore = request.getfixturevalue(request.param)
         return found
     return MemoryStore() if request.param == "memory" else LocalStore(tmp_path, automatic_cleanup=True)
 
@@ -186,6 +204,7 @@ def keys(store: ObjectStore) -> list[str]:
         ("memory", 2, 1000),
         ("folder", 32, 30),
         ("s3", 3, 8),
+        ("azure", 32, 20),
     ],  # SeaweedFS lets contenders sleep for whole seconds
     indirect=["store"],
 )
@@ -1014,14 +1033,21 @@ def test_what_is_damaged_or_later_is_refused() -> None:
         ObjectStorage(store).read("one")
 
 
-def test_urls(seaweed_server: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = seaweed_server.options
+def test_urls(
+    seaweed_server: SeaweedServer, azurite_server: AzuriteServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, azure = seaweed_server.options, azurite_server.options
     monkeypatch.setenv("AWS_ENDPOINT_URL", options["endpoint"])
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", options["access_key_id"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", options["secret_access_key"])
     monkeypatch.setenv("AWS_REGION", options["region"])
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    for url in (f"s3://{options['bucket']}/{new_prefix()}", f"file://{tmp_path}/new", "memory:///"):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", azure["account_name"])
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", azure["account_key"])
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", azure["endpoint"])
+    monkeypatch.setenv("AZURE_ALLOW_HTTP", "true")
+    buckets = f"s3://{options['bucket']}/{new_prefix()}", f"az://{azure['container_name']}/{new_prefix()}"
+    for url in (*buckets, f"file://{tmp_path}/new", "memory:///"):
         storage: Any = ObjectStorage.from_url(url, prefix="")
         held = step(storage, create(storage))
         assert storage.find("", 9) == [held]
