@@ -35,6 +35,7 @@ from ..errors import Fenced, StorageError
 from ..storage import Record, Result, settle
 from . import redis_lua as lua
 from .clients import ClientJournal, extra, plain_or_async, split
+from .redis_pipeline import Pipeline
 
 if TYPE_CHECKING:
     import redis
@@ -109,7 +110,8 @@ class RedisStorage(ClientJournal):
         if ttl is not None and not 0 < ttl < inf:
             raise ValueError(f"ttl= is a number of seconds, above 0, or left out for ever: not {ttl!r}")
         self._is_async, self._is_cluster = is_async(self._client.execute_command), hasattr(client, "get_nodes")
-        self._prefix, self._ttl = prefix, ttl
+        self._scripts: Any = Pipeline(client) if self._is_async and not self._is_cluster else client
+        self._prefix, self._ttl = prefix, b"" if ttl is None else repr(ttl).encode()
         begin = f"{{{prefix}}}" if self._is_cluster else prefix
         self._due, self._ids = f"{begin}due".encode(), f"{begin}ids".encode()
 
@@ -117,7 +119,7 @@ class RedisStorage(ClientJournal):
     def from_url(
         cls, url: str, *, prefix: str = "exec:", ttl: float | None = None, codec: Codec | None = None
     ) -> RedisStorage:
-        """Return a storage over a new client.
+        """Return a storage over a new client, which asks once more when its connection has gone.
 
         Args:
             url: What redis-py understands, ``redis://user:password@host:6379/0``.
@@ -130,7 +132,10 @@ class RedisStorage(ClientJournal):
         """
         with extra("redis"):
             import redis  # noqa: PLC0415 - only those need it who bring no client
-        return cls(redis.Redis.from_url(url), prefix=prefix, ttl=ttl, codec=codec)
+            from redis.backoff import NoBackoff  # noqa: PLC0415
+            from redis.retry import Retry  # noqa: PLC0415
+        client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 1))
+        return cls(client, prefix=prefix, ttl=ttl, codec=codec)
 
     def is_async(self) -> bool:
         """Whether the client is one of the ``async`` ones."""
@@ -147,8 +152,8 @@ class RedisStorage(ClientJournal):
         nonce, parts, data = urandom(8).hex(), "", wanted.input if len(wanted.input) <= _PART_SIZE else None
         while True:
             may_create = "1" if create and (parts or data is not None) else ""
-            values = (nonce, now, may_create, "" if create else wanted.run, parts, *_short(wanted))
-            _, taken, found = await self._apply(lua.CLAIM, wanted.id, *values, data=data or b"")
+            head = _joined(nonce, now, may_create, "" if create else wanted.run, parts, *_short(wanted))
+            taken, found = await self._apply(lua.CLAIM, wanted.id, head, data=data or b"")
             if taken == lua.CREATED:
                 return wanted, True
             if found or not create:
@@ -160,25 +165,26 @@ class RedisStorage(ClientJournal):
         self, record: Record, token: int, result: Result | None, absent: str | None, taken: str | None
     ) -> None:
         step, parts, data = (None, None, b"") if result is None else await self._prepare(record, token, result)
-        await self._change(lua.COMMIT, record, token, absent, taken, step, parts, *_short(record)[4:], data=data)
+        head = _joined(record.run, token, absent, taken, step, parts, *_changing(record))
+        await self._apply(lua.COMMIT, record.id, head, token, data)
 
     @plain_or_async
     async def save(self, record: Record, result: Result) -> None:
         """Write a result."""
         step, parts, data = await self._prepare(record, record.token, result)
-        await self._change(lua.SAVE, record, record.token, step, parts, data=data)
+        await self._apply(lua.SAVE, record.id, _joined(record.run, record.token, step, parts), record.token, data)
 
     async def _restart(self, record: Record, held: Record) -> None:
         parts, data = "", record.input
         if len(data) > _PART_SIZE:
             parts, data = await self._write_parts(held, held.token, _INPUT, data), b""
-        await self._change(lua.RESTART, held, held.token, parts, *_short(record), data=data)
+        await self._apply(lua.RESTART, held.id, _joined(held.run, held.token, parts, *_short(record)), held.token, data)
 
     @plain_or_async
     async def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:  # noqa: ARG002
         """Read a page of results."""
         begin = _text([record.run])[:-1]
-        values = await self._run(lua.RESULTS, record.id, record.run, begin, start, stop)
+        values = await self._run(lua.RESULTS, record.id, _joined(record.run, begin, start, stop))
         told = [value.partition(b"\n") for value in values]
         page: list[Result] = []
         for (_, step, asked, fingerprint, started, ended, error, *parts), (_, _, data) in zip(
@@ -204,7 +210,7 @@ class RedisStorage(ClientJournal):
     async def due(self, now: float, limit: int) -> list[Record]:
         """List what the sweep should ring."""
         if not self._is_cluster:
-            rows = await self._evaluate(lua.DUE, (self._due, self._ids), _joined(self._prefix, now, limit))
+            rows = await self._evaluate(lua.DUE, (self._due, self._ids), _joined(self._prefix, now, limit)[1:])
             return [record for row in rows if (record := await self._as_record(row[0].decode(), row[1]))]
         found: list[Record] = []
         while len(found) < limit:
@@ -232,7 +238,7 @@ class RedisStorage(ClientJournal):
                 last = b"(" + entries[-1] if entries else None
             else:
                 values = (self._prefix, last.decode(), limit - len(found), status, workflow)
-                more, rows = await self._evaluate(lua.FIND, (self._due, self._ids), _joined(*values))
+                more, rows = await self._evaluate(lua.FIND, (self._due, self._ids), _joined(*values)[1:])
                 records = [await self._as_record(id.decode(), row) for id, row in rows]
                 last = b"(" + more if more else None
             found += [r for r in records if r and status in {None, r.status} and workflow in {None, r.workflow}]
@@ -241,31 +247,23 @@ class RedisStorage(ClientJournal):
     @plain_or_async
     async def signal(self, id: str, name: str, data: bytes, now: float) -> tuple[Record | None, bool]:
         """Keep a signal."""
-        _, kept, found = await self._apply(lua.SIGNAL, id, name, now, urandom(8).hex(), data=data)
+        kept, found = await self._apply(lua.SIGNAL, id, _joined(name, now, urandom(8).hex()), data=data)
         return await self._as_record(id, found), kept > 0
 
     @plain_or_async
     async def received(self, record: Record, name: str) -> bytes | None:
         """Read a signal."""
-        data: bytes | None = await self._run(lua.RECEIVED, record.id, record.run, name)
+        data: bytes | None = await self._run(lua.RECEIVED, record.id, _joined(record.run, name))
         return data
 
     @plain_or_async
     async def remove(self, id: str, held: Record | None = None) -> None:
         """Remove an execution."""
         run, token = (held.run, held.token) if held else ("", 0)
-        status, listed = await self._apply(lua.REMOVE, id, run, token, urandom(8).hex())
-        if status == lua.REFUSED:
-            raise Fenced(id, token)
+        (listed,) = await self._apply(lua.REMOVE, id, _joined(run, token, urandom(8).hex()), token)
         if listed:
             with suppress(StorageError):
                 await self._forget(self._ids, id, listed)
-
-    async def _change(self, script: str, record: Record, token: int, *values: Any, data: bytes) -> None:
-        """Run a script that is refused unless the execution is still held."""
-        status, *_ = await self._apply(script, record.id, record.run, token, *values, data=data)
-        if status == lua.REFUSED:
-            raise Fenced(record.id, token)
 
     async def _prepare(self, record: Record, token: int, result: Result) -> tuple[int, str | None, bytes]:
         """Return a result's step, the name of its parts, if it is in some, and what is kept of it otherwise."""
@@ -280,7 +278,7 @@ class RedisStorage(ClientJournal):
         """Write what nobody reads before a commit has named it, and return its name and the number of its parts."""
         name, number = f"{step}:{urandom(8).hex()}", 0
         for number, part in enumerate(split(data, _PART_SIZE)):
-            await self._change(lua.PART, record, token, name, number, data=part)
+            await self._apply(lua.PART, record.id, _joined(record.run, token, name, number), token, part)
         return f"{name} {number + 1}"
 
     async def _read_parts(self, id: str, parts: str) -> bytes | None:
@@ -288,7 +286,7 @@ class RedisStorage(ClientJournal):
         whole = BytesIO()
         name, count = parts.split()
         for number in range(int(count)):
-            part = await self._run(lua.PART_OF, id, name, number)
+            part = await self._run(lua.PART_OF, id, _joined(name, number))
             if part is None:
                 return None
             whole.write(part)
@@ -312,50 +310,56 @@ class RedisStorage(ClientJournal):
     async def _look(self, entry: bytes, field: str, index: bytes) -> Record | None:
         """Return the record of an entry; when the record does not name it there, or no longer, remove it."""
         id, _, name = entry.decode().rpartition(" ")
-        _, found = await self._apply(lua.LOOK, id, field, name)
+        (found,) = await self._apply(lua.LOOK, id, _joined(field, name))
         if found:
             return await self._as_record(id, found)
         await self._forget(index, id, name.encode())
         return None  # it has moved, or is gone
 
-    async def _apply(self, script: str, id: str, *values: Any, data: bytes = b"") -> list[Any]:
-        """Run a script, after giving the index what the script asks for, and return its answer."""
+    async def _apply(self, script: str, id: str, head: bytes, token: int = 0, data: bytes = b"") -> list[Any]:
+        """Run a script, after giving the index what the script asks for, and return what it answers.
+
+        Raises:
+            Fenced: When `token` is no longer the execution's.
+        """
         offered = b""
         while True:
-            answer = await self._run(script, id, *values, data=data, offered=offered)
-            if isinstance(answer, int):
-                return [answer]
-            status, *others = answer
-            if status < lua.UNLISTED:
+            answer = await self._run(script, id, head, data, offered)
+            status, *others = answer if isinstance(answer, list) else (answer,)
+            if status == lua.REFUSED:
+                raise Fenced(id, token)
+            if status == lua.DONE:
                 break
             offered = b"%b:%b" % (others[0], urandom(8).hex().encode())
             offer = (others[0], b"%b %b" % (id.encode(), offered), "1" if status == lua.NEW else "")
             await self._evaluate(lua.OFFER, (self._due, self._ids), *offer)
+        if not others:
+            return others
         superfluous, *others = others
-        with suppress(StorageError):  # all is done that matters, and whoever lists does the rest
-            if superfluous:
+        if superfluous:
+            with suppress(StorageError):  # all is done that matters, and whoever lists does the rest
                 await self._forget(self._due, id, superfluous)
-            if superfluous and superfluous == offered:
-                await self._forget(self._ids, id, superfluous)
-        return [status, *others]
+                if superfluous == offered:
+                    await self._forget(self._ids, id, superfluous)
+        return others
 
     async def _forget(self, index: bytes, id: str, name: bytes) -> None:
         """Remove an entry that no record names, or will ever name."""
         await self._evaluate(lua.INDEX, (index,), "ZREM", b"%b %b" % (id.encode(), name))
 
-    def _run(self, script: str, id: str, *values: Any, data: bytes = b"", offered: bytes = b"") -> Awaitable[Any]:
+    def _run(self, script: str, id: str, head: bytes = b"", data: bytes = b"", offered: bytes = b"") -> Awaitable[Any]:
         """Run a script on the keys of one execution."""
         record = f"{self._prefix}{{{id}}}"
         # The key that never exists makes a cluster refuse the script while it moves the slot, key by key.
         others = (f"{record}:none".encode(),) if self._is_cluster else (self._due, self._ids)
-        head = _joined(id, offered.decode(), self._ttl, *values)
-        return self._evaluate(script, (record.encode(), *others), head, data)
+        short = b"%b\0%b\0%b%b" % (id.encode(), offered, self._ttl, head)
+        return self._evaluate(script, (record.encode(), *others), short, data)
 
     async def _evaluate(self, script: str, keys: tuple[bytes, ...], *values: str | bytes) -> Any:
         """Run a script by its name, which the server knows unless it was started anew."""
         try:
             try:
-                answer = self._client.evalsha(_digest(script), len(keys), *keys, *values)
+                answer = self._scripts.evalsha(_digest(script), len(keys), *keys, *values)
                 return await answer if hasattr(answer, "__await__") else answer
             except Exception as error:
                 if type(error).__name__ != "NoScriptError":
@@ -384,12 +388,16 @@ def _text(value: Any) -> str:
 
 
 def _joined(*values: Any) -> bytes:
-    """Return short values as one argument."""
+    """Return short values as one text, with a NUL before each."""
     texts = ["" if value is None else value if isinstance(value, str) else repr(value) for value in values]
-    return "\0".join(texts).encode()
+    return "\0".join(["", *texts]).encode()
 
 
 def _short(record: Record) -> tuple[Any, ...]:
-    """Return the short fields of a record but its id; an error as JSON, which is never empty."""
-    told = record if record.error is None else record._replace(error=_text(record.error))
-    return (told.run, told.workflow, *told[4:])
+    """Return the short fields of a record but its id."""
+    return (record.run, record.workflow, record.version, record.first_input, *_changing(record))
+
+
+def _changing(record: Record) -> tuple[Any, ...]:
+    """Return those fields that a commit may change; an error as JSON, which is never empty."""
+    return (record if record.error is None else record._replace(error=_text(record.error)))[6:]

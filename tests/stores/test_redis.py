@@ -654,18 +654,134 @@ class TestTrouble:
     def test_the_server_is_killed_in_the_midst_of_200_executions(
         self, own_server: OwnServer, budget: float, size: int
     ) -> None:
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+
         server = own_server(ValkeyServer())
 
         async def call(category: str, name: str, input: int) -> int:
             return input**2
 
         async def run() -> None:
-            storage: Any = RedisStorage(connect(server, "AsyncRedis"))
+            once_more = Retry(NoBackoff(), 1)  # or the first request on each connection that was idle would fail
+            storage: Any = RedisStorage(connect(server, "AsyncRedis", retry=once_more))
             flow = FlowExecutor(storage, call=call, budget=budget, lease=0.5, retain=True)
             await Crowd(flow, size).run_and_kill(server)
             await storage.close()
 
         asyncio.run(run())
+
+
+class TestAtOnce:
+    """Scripts for many executions on one ``async`` client share requests."""
+
+    @pytest.fixture
+    def run(self, plain_server: ValkeyServer) -> Iterator[Callable[[Any], None]]:
+        """Runs a test with a proxy, a storage behind it, and 64 records that are held."""
+        with Proxy(plain_server.url) as proxy:
+
+            async def begin(test: Any) -> None:
+                storage: Any = RedisStorage(connect(plain_server, "AsyncRedis", proxy.url), prefix=new_prefix())
+                records = [Record(f"{number}", "run", token=1, lease=NOW) for number in range(64)]
+                claimed = await asyncio.gather(*(storage.claim(record, 0.0, True) for record in records))
+                assert claimed == [(record, True) for record in records]
+                await test(proxy, storage, records)
+                await storage.close()
+
+            yield lambda test: asyncio.run(begin(test))
+
+    def test_each_has_its_own_outcome(self, run: Any) -> None:
+        async def test(proxy: Proxy, storage: Any, records: list[Record]) -> None:
+            await storage._client.script_flush()
+            stale = [number % 7 == 3 for number in range(64)]
+            kinds = [
+                StorageError if number == 40 else Fenced if each else type(None) for number, each in enumerate(stale)
+            ]
+            data = [b"%d" % number * (50_000 if number == 5 else 50) for number in range(64)]
+            before, new = 0, records
+            for step in range(2):  # at first the server does not know the script
+                before = proxy.round_trips
+                new = [record._replace(token=step + 2, step=step + 1) for record in records]
+                new[40] = new[40]._replace(waits="a\0b")
+                tokens = [0 if each else step + 1 for each in stale]
+                commits = map(storage.commit, new, tokens, [Result(step, data=each) for each in data])
+                done = await asyncio.gather(*commits, return_exceptions=True)
+                assert [type(each) for each in done] == kinds
+            assert proxy.round_trips - before < 30
+            for record, kind, each in zip(new, kinds, data, strict=True):
+                kept = [Result(step, data=each) for step in range(2)] if kind is type(None) else []
+                assert await storage.results(record, 0, 9) == kept
+
+        run(test)
+
+    def test_an_answer_that_is_lost_is_looked_up_by_each(self, run: Any) -> None:
+        async def test(proxy: Proxy, storage: Any, records: list[Record]) -> None:
+            new = records
+            for lost in range(2):  # of the first alone, then of those that have come after it
+                new = [record._replace(token=lost + 2, step=lost + 1) for record in records]
+                proxy.lose_after = lost
+                await asyncio.gather(*(storage.commit(each, lost + 1, Result(lost, data=b"1")) for each in new))
+                assert await asyncio.gather(*(storage.read(each.id) for each in new)) == new
+            proxy.lose_after = 1
+            signals = (storage.signal(each.id, "go", b"1", NOW) for each in new)
+            told = [type(each) for each in await asyncio.gather(*signals, return_exceptions=True)]
+            assert {*told} == {tuple, StorageError}
+
+        run(test)
+
+    @pytest.mark.parametrize("passes", range(6))
+    def test_who_is_cancelled_takes_no_other_along(self, run: Any, passes: int) -> None:
+        async def test(proxy: Proxy, storage: Any, records: list[Record]) -> None:
+            new = [record._replace(token=2, step=1) for record in records]
+            tasks = [asyncio.create_task(storage.commit(each, 1, Result(0, data=b"1"))) for each in new]
+            for _ in range(passes):
+                await asyncio.sleep(0)
+            for task in tasks[5::9]:
+                task.cancel()
+            done = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [number for number, each in enumerate(done) if each is not None] == [*range(5, 64, 9)]
+            for number, each in enumerate(done):
+                assert isinstance(each, asyncio.CancelledError) or await storage.read(f"{number}") == new[number]
+
+        run(test)
+
+    @pytest.mark.parametrize("only_the_request", [False, True])
+    @pytest.mark.parametrize("passes", range(8))
+    def test_nobody_waits_for_what_was_cancelled(self, run: Any, passes: int, only_the_request: bool) -> None:
+        async def test(proxy: Proxy, storage: Any, records: list[Record]) -> None:
+            commit = partial(storage.commit, token=1, result=Result(0, data=b"1"))
+            tasks = {asyncio.create_task(commit(each._replace(token=2, step=1))) for each in records}
+            for _ in range(passes):
+                await asyncio.sleep(0)
+            others: set[Any] = tasks if only_the_request else set()
+            for task in asyncio.all_tasks() - {asyncio.current_task()} - others:
+                task.cancel()
+            async with asyncio.timeout(10):
+                await asyncio.wait(tasks)
+            assert {(await storage.read(each.id)).token for each in records} <= {1, 2}
+
+        run(test)
+
+    def test_a_loop_that_ends_before_it_has_sent_anything(self, plain_server: ValkeyServer) -> None:
+        storage: Any = RedisStorage(connect(plain_server, "AsyncRedis"), prefix=new_prefix())
+        loop = asyncio.new_event_loop()
+
+        async def ask_and_leave() -> list[Any]:
+            return [loop.create_task(storage.read(id)) for id in ("one", "two")]
+
+        left = loop.run_until_complete(ask_and_leave())
+        loop.close()
+
+        async def ask() -> list[Any]:
+            async with asyncio.timeout(10):
+                found = await asyncio.gather(*(storage.read(id) for id in ("three", "four")))
+            await storage.close()
+            return found
+
+        assert asyncio.run(ask()) == [None, None]
+        for task in left:
+            task._log_destroy_pending = False
+            task.get_coro().close()
 
 
 def every_write(storage: Any, record: Record) -> list[Callable[[], Any]]:
@@ -788,6 +904,15 @@ class TestUse:
         with closing(storage):
             held(storage, changed=time.time())
             assert plain._client.pttl(f"{plain._prefix}{{one}}") > 0
+
+    def test_a_connection_that_was_idle_when_the_server_was_started_anew(self, own_server: OwnServer) -> None:
+        server = own_server(ValkeyServer())
+        with closing(RedisStorage.from_url(server.url)) as made:
+            storage: Any = made
+            record = held(storage)
+            server.kill()
+            server.restart()
+            assert storage.read("one") == record
 
     def test_keys_that_people_can_read(self, storage: Any) -> None:
         flow = FlowExecutor(storage, call=square, clock=lambda: NOW)
