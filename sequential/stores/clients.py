@@ -94,6 +94,16 @@ class ClientJournal(Journal):
             if not await self._is_written(record, None):
                 raise
 
+    @plain_or_async
+    async def remove(self, id: str, held: Record | None = None) -> None:
+        """Remove an execution, its results and its signals."""
+        try:
+            await self._remove(id, held)
+        except StorageError:
+            # Who has finished keeps the value, whatever became of the answer, or of what is left to be removed.
+            if held is None or not await self._is_gone(held):
+                raise
+
     @abstractmethod
     async def _commit(
         self, record: Record, token: int, result: Result | None, absent: str | None, taken: str | None
@@ -103,6 +113,16 @@ class ClientJournal(Journal):
     @abstractmethod
     async def _restart(self, record: Record, held: Record) -> None:
         """Do what `Journal.restart` says, once."""
+
+    @abstractmethod
+    async def _remove(self, id: str, held: Record | None) -> None:
+        """Do what `Journal.remove` says, once."""
+
+    async def _is_gone(self, record: Record) -> bool:
+        with suppress(StorageError):
+            found = await settle(self.read(record.id))
+            return found is None or found.run != record.run
+        return False
 
     async def _is_written(self, record: Record, result: Result | None) -> bool:
         with suppress(StorageError):

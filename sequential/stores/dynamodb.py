@@ -367,8 +367,7 @@ class DynamoDBStorage(ClientJournal):
             return None
         return await self._table.read_data(record.id, item["pending"]["M"][name]["M"]["data"])
 
-    @plain_or_async
-    async def remove(self, id: str, held: Record | None = None) -> None:
+    async def _remove(self, id: str, held: Record | None) -> None:
         """Remove an execution, and what earlier ones of its id have left behind."""
         for _ in range(ddb.ATTEMPTS):
             items = {item["part"]["S"]: item for item in await self._table.get_all(id, "#part, #run, #token")}

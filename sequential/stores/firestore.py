@@ -226,8 +226,7 @@ class FirestoreStorage(ClientJournal):
                     return data
         return None
 
-    @plain_or_async
-    async def remove(self, id: str, held: Record | None = None) -> None:
+    async def _remove(self, id: str, held: Record | None) -> None:
         """Remove an execution, as far as one request can hold its documents, and then the rest of them."""
 
         def fits(stored: Stored) -> bool:

@@ -274,9 +274,7 @@ class ObjectStorage(ClientJournal):
             await self._fetch_after(state.record, error)
             return None
 
-    @plain_or_async
-    async def remove(self, id: str, held: Record | None = None) -> None:
-        """Remove an execution, its results and its signals."""
+    async def _remove(self, id: str, held: Record | None) -> None:
         doomed: list[str] = []
 
         async def change(state: State, _: Keep) -> State | None:

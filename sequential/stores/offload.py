@@ -191,9 +191,7 @@ class Offload(ClientJournal):
             await self._read_after(record, error)
             return None
 
-    @plain_or_async
-    async def remove(self, id: str, held: Record | None = None) -> None:
-        """Remove an execution, its results and its signals."""
+    async def _remove(self, id: str, held: Record | None) -> None:
         record = held or await settle(self._inner.read(id))
         dead = ["signals"] if record is None else ["signals", record.run]
         doomed = await self._bucket.remains(id, dead, _SIGNALS)

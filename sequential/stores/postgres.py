@@ -242,9 +242,7 @@ class PostgresStorage(ClientJournal):
         rows = await self._rows(self._sql.received, (record.id, record.run, name))
         return rows[0][0] if rows else None
 
-    @plain_or_async
-    async def remove(self, id: str, held: Record | None = None) -> None:
-        """Remove an execution."""
+    async def _remove(self, id: str, held: Record | None) -> None:
         if held is None:
             for key in await self._rows(self._sql.remove, (id,)):
                 # What a writer has written whom the first statement had to wait for, only another one sees.

@@ -256,9 +256,7 @@ class RedisStorage(ClientJournal):
         data: bytes | None = await self._run(lua.RECEIVED, record.id, _joined(record.run, name))
         return data
 
-    @plain_or_async
-    async def remove(self, id: str, held: Record | None = None) -> None:
-        """Remove an execution."""
+    async def _remove(self, id: str, held: Record | None) -> None:
         run, token = (held.run, held.token) if held else ("", 0)
         (listed,) = await self._apply(lua.REMOVE, id, _joined(run, token, urandom(8).hex()), token)
         if listed:
