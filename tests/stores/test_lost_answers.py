@@ -74,6 +74,7 @@ def test_any_answer_may_be_lost(store: tuple[Journal, Proxy], retain: bool) -> N
 
     flow = FlowExecutor(storage, call=call, budget=math.inf, retain=retain, clock=lambda: now)
     assert flow.execute_sync(sum_of_squares, "warm", 3) == 5
+    lost = 0
     for lost in count():
         calls.clear()
         proxy.lose_after = lost
