@@ -10,7 +10,7 @@ from .blocking import CannotWait
 from .codec import encode, fingerprint
 from .context import being_called
 from .errors import HookNotConfigured, NotEncodable, SequentialError, UnknownTool, message_of
-from .lease import Lease, running_loop
+from .lease import LARGE, Lease, running_loop
 from .requests import Tool
 from .setup import Setup
 from .storage import Record, Result, as_result, settle
@@ -123,7 +123,7 @@ class Caller:
         async def keep(call: ToolCall) -> None:
             results.append(self._result(call))
             if len(results) < len(requests):
-                await settle(self._setup.journal.save(record, results[-1]))
+                await self._save(record, results[-1])
                 done = call.record._replace(step=call.record.step + 1)
                 self._setup.observer.tell("committed", done, call.request.label)
             await self._lease.keep_up(record)
@@ -153,6 +153,12 @@ class Caller:
             await self._abandon(calls, tasks, record, error)
             raise
         return results
+
+    async def _save(self, record: Record, result: Result) -> None:
+        if len(result.data) > LARGE:
+            await self._lease.hold_over(record, self._setup.journal.save, record, result)
+        else:
+            await settle(self._setup.journal.save(record, result))
 
     async def _abandon(self, calls: list[ToolCall], tasks: Iterable[Any], record: Record, error: BaseException) -> None:
         """Cancel what runs, and call off what has not begun to."""

@@ -12,7 +12,7 @@ from .calls import Caller
 from .codec import fingerprint
 from .context import ends_at
 from .errors import Diverged, Fenced, IdInUse, NotEncodable, describe
-from .lease import Lease
+from .lease import LARGE, Lease
 from .requests import Again, Gather, Return, Save, Sleep, Step, Tool, Wait
 from .setup import GRACE, Paused, Setup
 from .storage import FRESH, Maybe, Record, Result, as_record, new_run, page_of, settle
@@ -248,7 +248,7 @@ class Invocation:
         lease = now + self._setup.lease if now < deadline else 0.0
         begun = (old.id, new_run(), old.workflow, data, self._setup.version, first)
         record = Record(*begun, old.token + 1, due=now + GRACE, lease=lease, changed=now)
-        await settle(self._journal.restart(record, old))
+        await self._lease.hold_over(old, self._journal.restart, record, old)
         self._record, self._ahead, self._progress = record, False, Progress(record)
         self._tell("restarted", record)
         if lease:
@@ -318,8 +318,10 @@ class Invocation:
     async def _write(
         self, record: Record, result: Result | None = None, absent: str | None = None, taken: str | None = None
     ) -> None:
-        written = self._journal.commit(record, self._record.token, result, absent=absent, taken=taken)
-        if written is not None:
+        old, commit = self._record, self._journal.commit
+        if result is not None and len(result.data) > LARGE:
+            await self._lease.hold_over(old, commit, record, old.token, result, absent=absent, taken=taken)
+        elif (written := commit(record, old.token, result, absent=absent, taken=taken)) is not None:
             await written
         self._record = record
         if result is not None and self._setup.observer.listens:

@@ -26,6 +26,9 @@ _LONGEST = 86_400.0
 """Seconds between two renewals at most: what waits cannot wait for ever."""
 
 
+LARGE = 1 << 20
+"""Bytes of a result from which on to write it may take long."""
+
 _IDLE = 1.0
 """Seconds for which the thread stays when it has nothing to do: starting one anew takes longer than many a call."""
 
@@ -86,6 +89,16 @@ class Lease:
                 written = self._renew(self._held)
                 if isinstance(written, Coroutine):  # an async store belongs to its loop, not to this thread
                     written.close()
+
+    async def hold_over(self, record: Record, write: Callable[..., Maybe[None]], *values: Any, **signal: Any) -> None:
+        """Write what takes its time, and keep the lease of `record` meanwhile."""
+        self.hold(record, write)
+        try:
+            written = write(*values, **signal)
+        finally:
+            self.let_go()
+        if written is not None:
+            await self.hold_during(written, record)
 
     async def hold_during(self, outcome: Awaitable[T], record: Record) -> T:
         """Return what `outcome` comes to, and keep the lease of `record` meanwhile."""

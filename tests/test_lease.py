@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
-from sequential import FlowExecutor, tool
+from sequential import FlowExecutor, again, tool
 from sequential.lease import Lease, _Watch, _watch
 from sequential.storage import Record, Result
 from sequential.stores.memory import MemoryStorage
 from sequential.stores.sqlite import SQLiteStorage
+from sequential.testing.around import JournalAround
 from tests.support import AsyncJournal, PlainStorage
 
 LEASE = 0.06
 PATIENCE = 20.0
+MB = 1 << 20
 
 
 class Watched(MemoryStorage):
@@ -105,6 +107,65 @@ def test_an_awaited_call_is_covered_by_the_event_loop(asynchronous: bool, disgui
     flow = FlowExecutor(storage, call=looks_plain if disguised else call, lease=LEASE, budget=1e9)
     assert asyncio.run(flow.execute(workflow, "l")) == "two"
     assert disguised or watched_by_thread == [0, 0]
+
+
+class SlowToWrite(Watched):
+    """Takes longer than a lease to write what is large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow: list[str] = []
+
+    def take_long(self, what: str, data: bytes) -> None:
+        if len(data) > MB:
+            self.slow.append(what)
+            self.wait_for(self.renewals + 3)
+
+    def commit(self, record: Record, token: int, result: Result | None = None, **signal: str | None) -> None:
+        if result is not None:
+            self.take_long("commit", result.data)
+        super().commit(record, token, result, **signal)
+
+    def save(self, record: Record, result: Result) -> None:
+        self.take_long("save", result.data)
+        super().save(record, result)
+
+    def restart(self, record: Record, held: Record) -> None:
+        self.take_long("restart", record.input)
+        super().restart(record, held)
+
+
+class SlowToAwait(JournalAround):
+    """The same, awaited."""
+
+    def __init__(self) -> None:
+        self.watched, self.slow = Watched(), list[str]()
+        super().__init__(self.watched)
+
+    async def around(self, what: str, method: Callable[..., Any], *values: Any, **options: Any) -> Any:
+        what, _, _ = what.partition(" ")
+        written = values[0].input if what == "restart" else getattr(values[-1], "data", b"")
+        renewals, deadline = self.watched.renewals, monotonic() + PATIENCE
+        while len(written) > MB and self.watched.renewals < renewals + 3:
+            assert monotonic() < deadline
+            await asyncio.sleep(0.001)
+        if len(written) > MB:
+            self.slow.append(what)
+        return method(*values, **options)
+
+
+def grows(size: int) -> Generator[Any, Any, Any]:
+    yield tool("api", "one", size)
+    yield [tool("api", "two", size), tool("api", "three", size)]
+    return again("x" * size) if isinstance(size, int) else "end"
+
+
+@pytest.mark.parametrize("kind", [SlowToWrite, SlowToAwait])
+def test_what_takes_long_to_write_is_covered_too(kind: type[SlowToWrite | SlowToAwait]) -> None:
+    storage = kind()
+    flow = FlowExecutor(storage, call=lambda *_: "x" * 2 * MB, lease=LEASE, budget=1e9)
+    assert asyncio.run(flow.execute(grows, "l", 2 * MB)) == "end"
+    assert [*dict.fromkeys(storage.slow)] == ["commit", "save", "restart"]
 
 
 def test_nothing_is_renewed_after_a_call_and_nothing_during_a_short_one() -> None:
