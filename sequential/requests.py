@@ -15,7 +15,7 @@ helper                             plain value                           answere
 """
 
 from functools import lru_cache
-from typing import Any, Never, cast
+from typing import Any, Never, TypeGuard, cast
 
 from .storage import is_name
 
@@ -231,13 +231,13 @@ def _parse_other(value: dict[Any, Any]) -> Step | Version | None:
     if kind == "__version" and asked is True:
         return _VERSION
     if kind == "__sleep" and _is_time(asked):
-        return Sleep(asked)
+        return Sleep(float(asked))
     if kind == "__wait" and isinstance(asked, (list, tuple)) and len(asked) == 2:  # noqa: PLR2004 - name, timeout
         name, timeout = asked
         if is_name(name) and (timeout is None or _is_time(timeout)):
-            return Wait(name, timeout)
+            return Wait(name, None if timeout is None else float(timeout))
     return None
 
 
-def _is_time(seconds: object) -> bool:
+def _is_time(seconds: object) -> TypeGuard[float]:
     return isinstance(seconds, (int, float)) and -_FAR <= seconds <= _FAR

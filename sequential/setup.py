@@ -1,6 +1,7 @@
 """What an executor was given, and how it tells that a workflow has not ended, or how an execution stands."""
 
 from collections.abc import Callable
+from time import time
 from typing import Any, NamedTuple
 
 from . import hooks
@@ -34,8 +35,10 @@ class Setup:
         clock: Callable[[], float],
     ) -> None:
         self.journal, self.call, self.resume = journal, call, resume
-        self.budget, self.lease, self.retain = budget, lease, retain
-        self.version, self.observer, self.clock = version, observer, clock
+        # Of a subclass of float or int (numpy's, an Enum's) a store might write what nobody can read again.
+        self.budget, self.lease, self.retain = float(budget), float(lease), retain
+        self.version, self.observer = int(version), observer
+        self.clock = clock if clock is time else lambda: float(clock())
 
     def encode(self, value: Any, whose: str) -> bytes:
         """Return `value` as bytes; `whose` it is, is said when the codec refuses it."""

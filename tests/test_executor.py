@@ -9,6 +9,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Generator
+from enum import IntEnum
 from typing import Any
 
 import pytest
@@ -32,15 +33,18 @@ from sequential import (
     current,
     run_until,
     save,
+    sleep,
     tool,
     version,
+    wait,
 )
 from sequential.codec import JSONCodec
 from sequential.context import ends_at
 from sequential.setup import GRACE
-from sequential.storage import Record, Result, journal_for
+from sequential.storage import Record, Result, journal_for, settle
 from sequential.stores.memory import MemoryStorage
 from sequential.testing import FakeClock
+from sequential.testing.around import JournalAround
 from tests.support import AsyncJournal, AsyncPlainStorage, PlainStorage, echo
 
 Flow = Generator[Any, Any, Any]
@@ -684,9 +688,9 @@ def test_the_sweep_rings_what_is_late_with_backoff_and_parks_what_is_stuck() -> 
         flow.sweep_sync()
     assert rung == ["s"] * 10
     assert waits[0] == GRACE
-    for attempt, wait in enumerate(waits[1:]):
+    for attempt, waited in enumerate(waits[1:]):
         usual = min(GRACE * 2**attempt, 3600.0)
-        assert 0.75 * usual <= wait <= 1.25 * usual
+        assert 0.75 * usual <= waited <= 1.25 * usual
     assert 3 * 3600 < clock.now - began < 5 * 3600
     status = flow.status_sync("s")
     assert status is not None
@@ -1265,3 +1269,50 @@ def test_a_codec_that_returns_no_bytes() -> None:
 
 def one_tool() -> Generator[Any, Any, Any]:
     return (yield tool("a", "b"))
+
+
+class Odd(float):
+    """Such as numpy's numbers are, whose repr() is no number."""
+
+    def __add__(self, other: float) -> Odd:
+        return Odd(float(self) + other)
+
+    __radd__ = __add__
+
+    def __repr__(self) -> str:
+        return f"Odd({float(self)})"
+
+
+class Release(IntEnum):
+    SECOND = 2
+
+
+class PlainOnly(JournalAround):
+    """Refuses numbers that a store might write in a way that nobody can read."""
+
+    async def around(self, what: str, method: Callable[..., Any], *values: Any, **options: Any) -> Any:
+        for value in values:
+            for part in value if isinstance(value, tuple) else [value]:
+                assert type(part) in {int, float, str, bytes, bool, type(None)}, (what, part)
+        return await settle(method(*values, **options))
+
+
+def test_a_store_gets_plain_numbers_whatever_was_given() -> None:
+    def workflow() -> Generator[Any, Any, Any]:
+        yield sleep(Odd(5.0))
+        yield wait("go", Odd(7.0))
+        return (yield version())
+
+    clock, rounds = FakeClock(), itertools.count()
+    flow = FlowExecutor(
+        PlainOnly(MemoryStorage()), call=echo, lease=Odd(60), budget=Odd(0), version=Release.SECOND,
+        clock=lambda: Odd(clock()), workflows=[workflow], retain=True,
+    )  # fmt: skip
+    outcome: Any = flow.execute_sync(workflow, "odd")
+    while isinstance(outcome, Paused):
+        clock.advance(3.0)
+        outcome = flow.resume_sync("odd")
+        assert next(rounds) < 9
+    assert outcome == 2
+    assert flow.sweep_sync() == []
+    assert flow.purge_sync(Odd(0.0)) == ["odd"]
