@@ -345,6 +345,7 @@ class FlowExecutor:
 
         Raises:
             NotSupported: On a storage of five methods.
+            StorageError: When the store is away; when it refuses one record, only if nothing else was rung.
         """
         return await upkeep.sweep(self._setup, limit)
 

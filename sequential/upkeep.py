@@ -5,7 +5,7 @@ from time import time
 
 from .codec import fingerprint
 from .context import ends_at
-from .errors import Fenced
+from .errors import Fenced, StorageError
 from .setup import GRACE, Setup
 from .storage import CLOSED, Record, settle
 
@@ -21,7 +21,7 @@ PAGE = 100
 
 async def sweep(setup: Setup, limit: int) -> list[str]:
     """Ring up to `limit` executions whose time has come, and return their ids."""
-    rung: list[str] = []
+    rung, failures = list[str](), list[StorageError]()
     for record in await settle(setup.journal.due(setup.clock(), check_limit(limit))):
         if time() >= ends_at.get():
             break  # the rest stays due
@@ -40,6 +40,10 @@ async def sweep(setup: Setup, limit: int) -> list[str]:
             await settle(setup.journal.commit(moved, record.token))
         except Fenced:
             continue  # another sweep or an invocation was first
+        except StorageError as error:  # of this record alone, perhaps; the others must not wait for that
+            failures.append(error)
+            setup.observer.tell("ring failed", record, "the next sweep will try again", error)
+            continue
         if stuck:
             setup.observer.tell("stuck", moved, moved.error or "")
         elif await setup.ring(moved):
@@ -48,6 +52,8 @@ async def sweep(setup: Setup, limit: int) -> list[str]:
             with suppress(Fenced):
                 tried = moved._replace(token=moved.token + 1, attempts=record.attempts)
                 await settle(setup.journal.commit(tried, moved.token))
+    if failures and not rung:
+        raise failures[0]
     return rung
 
 

@@ -27,6 +27,7 @@ from sequential import (
     NotSupported,
     Paused,
     SequentialError,
+    StorageError,
     UnknownExecution,
     UnknownWorkflow,
     again,
@@ -730,6 +731,32 @@ def test_the_sweep_takes_over_from_the_dead_and_two_sweeps_ring_once() -> None:
     assert asyncio.run(twice.sweep()) == ["z"]
     assert rung == ["z"]
     assert flow.resume_sync("z") == {"paused": "z", "step": 0}
+
+
+def test_a_record_that_cannot_be_written_does_not_keep_the_sweep_from_others() -> None:
+    class Full(JournalAround):
+        async def around(self, what: str, method: Callable[..., Any], *values: Any, **options: Any) -> Any:
+            if what.startswith("commit") and values[0].id in full:
+                raise StorageError(f"{values[0].id} is full")
+            return await settle(method(*values, **options))
+
+    events, full = list[Event](), set[str]()
+    clock = FakeClock()
+    flow = FlowExecutor(Full(MemoryStorage()), call=echo, clock=clock, workflows=[workflow], observe=events.append)
+    for id in ("a", "b", "c"):
+        flow.execute_sync(workflow, id, {"user_id": 1})
+    full |= {"a", "c"}
+    clock.advance(60.0)
+    events.clear()
+    assert flow.sweep_sync() == ["b"]
+    assert [(event.kind, event.id, str(event.error)) for event in events if event.kind == "ring failed"] == [
+        ("ring failed", "a", "a is full"),
+        ("ring failed", "c", "c is full"),
+    ]
+    full.add("b")
+    clock.advance(600.0)
+    with pytest.raises(StorageError, match="a is full"):
+        flow.sweep_sync()
 
 
 def test_a_sweep_rings_no_more_than_it_was_told_to() -> None:
