@@ -42,9 +42,11 @@ def open(url: str, **options: Any) -> Journal:
         NotInstalled: When the store's driver is missing; the text says how to install it.
         StorageError: When the URL's scheme is none of these.
     """
-    scheme, separator, _ = str(url).partition("://")
+    scheme, separator, place = str(url).partition("://")
+    scheme = scheme.lower()
     if not separator or scheme not in _SCHEMES:
         raise StorageError(f"there is no store for {url!r}: a URL begins with {', '.join(f'{s}://' for s in _SCHEMES)}")
     module, name = _SCHEMES[scheme]
-    storage: Journal = getattr(import_module(f".{module}", __name__), name).from_url(url, **options)
+    kind = getattr(import_module(f".{module}", __name__), name)
+    storage: Journal = kind.from_url(f"{scheme}://{place}", **options)
     return storage

@@ -357,7 +357,7 @@ def postgres() -> Found:
             settings: dict[str, Any] = {"min_size": AT_ONCE, "max_size": AT_ONCE, "kwargs": {"autocommit": True}}
             async with AsyncConnectionPool(server.url, open=False, **settings) as pool:
                 await pool.wait()
-                return await many_at_once("Postgres", PostgresStorage(pool), PostgresFloor(pool), 30, 7)
+                return await many_at_once("Postgres", PostgresStorage(pool), PostgresFloor(pool), 100, 5)
 
         rows.append(asyncio.run(at_once()))
     return rows, []
@@ -372,7 +372,7 @@ def redis() -> Found:
 
     async def at_once(url: str) -> Row:
         async with AsyncRedis.from_url(url) as client:
-            return await many_at_once("Valkey", RedisStorage(client), RedisFloor(client), 30, 7)
+            return await many_at_once("Valkey", RedisStorage(client), RedisFloor(client), 100, 5)
 
     with ExitStack() as stack:
         server = stack.enter_context(ValkeyServer.from_environment())

@@ -22,9 +22,9 @@ def workflow() -> Generator[Any, Any, Any]:
     return (yield tool("a", "b", "answer"))
 
 
-def test_memory() -> None:
-    storage = open_storage("memory://")
-    assert isinstance(storage, MemoryStorage)
+@pytest.mark.parametrize("url", ["memory://", "MEMORY://"])
+def test_memory(url: str) -> None:
+    assert isinstance(open_storage(url), MemoryStorage)
 
 
 def test_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
