@@ -6,11 +6,11 @@ from contextlib import suppress
 from typing import Any
 
 from . import hooks
-from .blocking import CannotWait
+from .blocking import CannotWait, running_loop
 from .codec import encode, fingerprint
 from .context import being_called
 from .errors import HookNotConfigured, NotEncodable, SequentialError, UnknownTool, message_of
-from .lease import LARGE, Lease, running_loop
+from .lease import LARGE, Lease
 from .requests import Tool
 from .setup import Setup
 from .storage import Record, Result, as_result, settle

@@ -15,7 +15,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, TypeVar
 
-from .blocking import is_async, needs_event_loop
+from .blocking import is_async, needs_event_loop, running_loop
 from .errors import EventLoopNeeded
 from .storage import Maybe, Record, settle
 
@@ -191,15 +191,6 @@ class _Watch:
 
 _watch = _Watch()
 getattr(os, "register_at_fork", lambda **_: None)(after_in_child=_watch.reset)
-
-
-def running_loop() -> Any:
-    """Return the running event loop, or ``None``; where asyncio was never imported there is none."""
-    asyncio = sys.modules.get("asyncio")
-    try:
-        return asyncio and asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 async def _without_loop(outcome: Awaitable[T]) -> T:

@@ -8,9 +8,8 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, NamedTuple, TypeVar, overload
 
-from .blocking import is_async
+from .blocking import is_async, usable_loop
 from .errors import UnknownTool
-from .lease import running_loop
 from .requests import parse, tool
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,7 +58,7 @@ class Tools:
             raise UnknownTool(f"{category}.{name}", self._hint(category, name))
         if not isinstance(input, dict):
             raise TypeError(found.refusal(input, "an input is a dict of arguments by name"))
-        if (found.threaded or found.timeout is not None) and running_loop() is not None:
+        if (found.threaded or found.timeout is not None) and usable_loop() is not None:
             return found.perform_in_loop(input)
         if found.threaded and found.timeout is not None:
             return found.perform_in_time(input, found.timeout)

@@ -14,9 +14,9 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
+from ..blocking import usable_loop
 from ..context import current
 from ..errors import CallbackFailed
-from ..lease import running_loop
 from ..storage import Maybe, check_id, then
 from .callback import Callback, hops
 from .signing import Secret, Signer
@@ -127,7 +127,7 @@ class HttpResume:
 
     def _ring(self, url: str, headers: dict[str, str], body: bytes) -> Maybe[int | None]:
         """Send the request from this thread, or from another one that the running loop waits for."""
-        if running_loop() is None:
+        if usable_loop() is None:
             return self._send(url, headers, body)
         return in_thread(self._send, url, headers, body)
 

@@ -19,8 +19,8 @@ from sys import modules
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, get_args
 
+from ..blocking import usable_loop
 from ..errors import StorageError
-from ..lease import running_loop
 from ..storage import Record, is_name
 from .clients import extra, split
 
@@ -152,7 +152,7 @@ class Bucket:
 
     def is_async(self) -> bool:
         """Whether requests are to be awaited: where an event loop runs, unless they only go to the disk."""
-        return not self.is_local and running_loop() is not None
+        return not self.is_local and usable_loop() is not None
 
     def check(self) -> None:
         """Find out whether conditions are honoured, without an event loop.

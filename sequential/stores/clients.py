@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
-from ..blocking import blocking
+from ..blocking import complete, is_blocked
 from ..codec import Codec, JSONCodec
-from ..errors import Fenced, NotInstalled, StorageError
+from ..errors import EventLoopNeeded, Fenced, NotInstalled, StorageError
 from ..storage import Journal, Maybe, Record, Result, settle
 
 P = ParamSpec("P")
@@ -44,11 +44,14 @@ def plain_or_async(
 ) -> Callable[Concatenate[S, P], Maybe[T]]: ...
 def plain_or_async(method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[S, P], Any]:
     """Return a method that answers at once when the client is plain, and with a coroutine when it is ``async``."""
-    at_once = blocking(method)
 
     @wraps(method)
     def answer(self: S, /, *args: P.args, **kwargs: P.kwargs) -> Maybe[T]:
-        return method(self, *args, **kwargs) if self.is_async() else at_once(self, *args, **kwargs)
+        if not self.is_async():
+            return complete(method(self, *args, **kwargs))
+        if is_blocked():
+            raise EventLoopNeeded  # before anything is sent whose answer nobody would wait for
+        return method(self, *args, **kwargs)
 
     return answer
 

@@ -6,9 +6,8 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ..blocking import is_async
+from ..blocking import is_async, usable_loop
 from ..errors import Fenced
-from ..lease import running_loop
 from ..storage import Journal, Record, Result, settle
 from .bucket import Bucket, Kept, Recent, check_missing, nonce
 from .clients import ClientJournal, plain_or_async
@@ -64,7 +63,7 @@ class Offload(ClientJournal):
         """Whether methods are to be awaited: where an event loop runs, or when those of the other Journal are."""
         inner = self._inner
         waits = inner.is_async() if isinstance(inner, ClientJournal) else is_async(inner.read)
-        return waits or running_loop() is not None
+        return waits or usable_loop() is not None
 
     @plain_or_async
     async def close(self) -> None:
