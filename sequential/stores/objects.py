@@ -23,10 +23,22 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..codec import Codec
 from ..errors import Fenced, StorageError
-from ..storage import CLOSED, Record, Result, as_record, as_result, refuses, settle
+from ..storage import CLOSED, Record, Result, as_record, refuses, settle
 from .bucket import Bucket, Conflict, Damaged, Kept, Recent, check_missing, explained, nonce
 from .clients import ClientJournal, extra, plain_or_async
-from .objects_state import TAIL, Item, Keep, State, Value, add, check_held, decode, decode_body, encode, shorten, size
+from .objects_state import (
+    TAIL,
+    Keep,
+    State,
+    Value,
+    add,
+    check_held,
+    decode,
+    decode_body,
+    decode_result,
+    encode,
+    shorten,
+)
 
 with extra("objects"):
     from obstore.store import from_url
@@ -363,14 +375,15 @@ class ObjectStorage(ClientJournal):
                 raise Conflict(later)
 
     async def _page(self, state: State, id: str, start: int, stop: int) -> list[Result]:
-        async def read(segment: tuple[int, int, Kept]) -> dict[int, Item]:
+        async def read(segment: tuple[int, int, Kept]) -> dict[int, bytes]:
             return decode_body(await self._load(id, segment[2])).tail
 
-        async def load(item: Item) -> Result:
-            return as_result((*item[:3], await self._load(id, item[3]), *item[4:]))
+        async def load(item: tuple[Result, Kept | None]) -> Result:
+            result, kept = item
+            return result if kept is None else result._replace(data=await self._load(id, kept))
 
         wanted = sorted(segment for segment in state.segments if segment[0] < stop and segment[1] >= start)
-        items: dict[int, Item] = {}
+        items: dict[int, bytes] = {}
         count, until = 0, start
         while not items and until < stop:
             count += _SEGMENTS
@@ -378,13 +391,14 @@ class ObjectStorage(ClientJournal):
             tails = dict(zip(wanted, await self._bucket.together(read, wanted[:count]), strict=False))
             for tail in [*(tails[segment] for segment in state.segments if segment in tails), state.tail]:
                 items.update((step, item) for step, item in tail.items() if start <= step < until)
-        page: list[Item] = []
+        page: list[tuple[Result, Kept | None]] = []
         total = 0
         for _, item in sorted(items.items()):
-            total += size(item, 1)
+            result, kept = decode_result(item)
+            total += kept.size if kept else len(result.data)
             if page and total > _PAGE:
                 break
-            page.append(item)
+            page.append((result, kept))
         return await self._bucket.together(load, page)
 
     async def _whole(self, state: State) -> Record | None:

@@ -6,16 +6,17 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, TypeAlias
 
+from ..codec import prepare
 from ..errors import Fenced
-from ..storage import Record, Result
+from ..storage import Record, Result, as_result
 from .bucket import Damaged, Found, Kept, nonce
 
 TAIL = 1 << 15
 """Bytes of results that are written again with each commit: fewer would make more segments, and more reading."""
 
 Value: TypeAlias = bytes | Kept
-Item: TypeAlias = tuple[Any, ...]
-"""A result as a tuple, the data of which may be kept elsewhere."""
+
+_pieces = prepare(json.JSONEncoder(separators=(",", ":")))
 
 
 class State(NamedTuple):
@@ -26,7 +27,8 @@ class State(NamedTuple):
     signals: dict[str, Value | None] = {}  # noqa: RUF012 - never changed; `None`: taken, and closed
     segments: tuple[tuple[int, int, Kept], ...] = ()
     """The first and the last step in each; a later one counts more than an earlier, and the tail more than they."""
-    tail: dict[int, Item] = {}  # noqa: RUF012 - never changed
+    tail: dict[int, bytes] = {}  # noqa: RUF012 - never changed
+    """Results by their steps, as `encode_result` has made them: most commits write them once more."""
     gone: tuple[str, ...] = ()
     """Earlier runs, of which something may still be there."""
     found: Found | None = None
@@ -46,13 +48,13 @@ def check_held(state: State, record: Record, token: int) -> Record:
 
 async def add(state: State, run: str, result: Result, keep: Keep) -> State:
     """Put a result into the tail, instead of an earlier one."""
-    item = (*result[:3], await keep(f"{run}/{result.step}", result.data), *result[4:])
+    item = encode_result(result, await keep(f"{run}/{result.step}", result.data))
     return state._replace(tail={**state.tail, result.step: item})
 
 
 async def shorten(state: State, keep: Keep) -> State:
     """Move the tail into a segment if it has become too long."""
-    if state.record is None or sum(128 + size(item, 0) for item in state.tail.values()) < TAIL:
+    if state.record is None or sum(map(len, state.tail.values())) < TAIL:
         return state
     first, *_, last = sorted(state.tail)
     # Its nonce tells it from one that was made before a conflict, which may have fewer results.
@@ -60,14 +62,22 @@ async def shorten(state: State, keep: Keep) -> State:
     return state._replace(tail={}, segments=(*state.segments, (first, last, kept)))
 
 
-def size(item: Item, elsewhere: int) -> int:
-    """Return the bytes of a result, and of what is kept elsewhere so many times as many."""
-    data: Value = item[3]
-    return data.size * elsewhere if isinstance(data, Kept) else len(data)
+def encode_result(result: Result, data: Value) -> bytes:
+    """Return its step and the length of the rest, a line of JSON, and the data unless that is kept elsewhere."""
+    kept, inline = (None, data) if isinstance(data, bytes) else (data, b"")
+    line = "".join(_pieces((*result[:3], kept, *result[4:]), 0)).encode()
+    return b"%d %d\n%s\n%s" % (result.step, len(line) + 1 + len(inline), line, inline)
+
+
+def decode_result(item: bytes) -> tuple[Result, Kept | None]:
+    """Return a result, and what its data are if that is kept elsewhere."""
+    _, line, inline = item.split(b"\n", 2)
+    step, asked, checksum, kept, *others = json.loads(line)
+    return as_result((step, asked, checksum, inline, *others)), kept and Kept(*kept)
 
 
 def encode(state: State) -> bytes:
-    """Return a line of JSON, and behind it the bytes that it gives the lengths of."""
+    """Return a line of JSON, the bytes that it gives the lengths of, and the tail."""
     parts: list[bytes] = []
 
     def place(data: bytes) -> dict[str, int]:
@@ -78,8 +88,8 @@ def encode(state: State) -> bytes:
     if state.record is not None:
         body["record"] = state.record._replace(input=b"")._asdict()
         del body["record"]["input"]
-    body["tail"] = list(state.tail.values())
-    return b"%s\n%s" % (json.dumps(body, default=place, separators=(",", ":")).encode(), b"".join(parts))
+    line = json.dumps(body, default=place, separators=(",", ":")).encode()
+    return b"%s\n%s" % (line, b"".join([*parts, *state.tail.values()]))
 
 
 def decode(found: Found | None) -> State:
@@ -108,13 +118,20 @@ def decode_body(data: bytes) -> State:
         end += size
         return data[end - size : end]
 
-    body = json.loads(data[:end], object_hook=take)
+    body, tail = json.loads(data[:end], object_hook=take), dict[int, bytes]()
+    while end < len(data):
+        start, end = end, data.index(b"\n", end) + 1
+        step, size = map(int, data[start:end].split())
+        end += size
+        tail[step] = data[start:end]
+    if end > len(data):
+        raise ValueError("its end is missing")
     return State(
         Record(**body["record"]) if "record" in body else None,
         _as_value(body.get("input", b"")),
         {name: data if data is None else _as_value(data) for name, data in body.get("signals", {}).items()},
         tuple((first, last, Kept(*kept)) for first, last, kept in body.get("segments", ())),
-        {item[0]: (*item[:3], _as_value(item[3]), *item[4:]) for item in body["tail"]},
+        tail,
         tuple(body.get("gone", ())),
     )
 

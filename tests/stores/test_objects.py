@@ -1033,6 +1033,20 @@ def test_what_is_damaged_or_later_is_refused() -> None:
         ObjectStorage(store).read("one")
 
 
+@pytest.mark.parametrize("missing", [1, 100, 5_000, 15_000])
+def test_what_was_cut_off_is_refused(missing: int) -> None:
+    store = MemoryStore()
+    storage: Any = ObjectStorage(store)
+    held = create(storage, input=b"i" * 9_000)
+    step(storage, held, b"x" * 9_000)
+    whole = bytes(obstore.get(store, "exec/one/record").bytes())
+    obstore.put(store, "exec/one/record", whole[:-missing])
+    other: Any = ObjectStorage(store)
+    with pytest.raises(StorageError, match=r"a record is damaged \(its end is missing\): restore it"):
+        other.read("one")
+    assert other.due(NOW + 99, 9) == []
+
+
 def test_urls(
     seaweed_server: SeaweedServer, azurite_server: AzuriteServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
