@@ -75,6 +75,10 @@ FOREVER = 1e15
 THROTTLED = "raise the table's throughput, or try again later"
 _CREDENTIALS = "give the client valid credentials"
 _CONFLICT = "others write the same execution: try again"
+_REFUSED = "nothing was recorded"
+_UNKNOWN = "it may have been recorded or not: look, or try again"
+_FAILED = 500
+"""HTTP's status from which on it was the server that failed, and not the request that was refused."""
 _LIMITED = "an item holds at most 400 KB, and table= must name what create_schema() has made"
 BUSY = frozenset(
     {
@@ -250,11 +254,13 @@ def check_version(item: Item | None) -> None:
 
 def explain(error: BotoCoreError | ClientError) -> StorageError:
     """Return what the client says, with a remedy."""
-    response: dict[str, Any] = getattr(error, "response", {})
+    # What botocore itself raises may have a response too, which is none of DynamoDB's.
+    response: dict[str, Any] = error.response if isinstance(error, ClientError) else {}
     reasons: list[dict[str, str]] = response.get("CancellationReasons", [])
     told = " ".join([str(error), *(reason.get("Message") or "" for reason in reasons)])
     codes = [*(reason.get("Code", "") for reason in reasons), response.get("Error", {}).get("Code", "")]
-    remedy = next((_REMEDIES[code] for code in codes if code in _REMEDIES), "nothing was recorded")
+    refused = response.get("ResponseMetadata", {}).get("HTTPStatusCode", _FAILED) < _FAILED
+    remedy = next((_REMEDIES[code] for code in codes if code in _REMEDIES), _REFUSED if refused else _UNKNOWN)
     if isinstance(error, BotoCoreError):
         remedy = "check that it can be reached, and the client's region, endpoint and credentials"
     return StorageError(f"DynamoDB: {' '.join(told.split())}: {remedy}")

@@ -162,6 +162,16 @@ def another(storage: Any, server: DynamoServer, **options: Any) -> Any:
     return DynamoDBStorage(new_client(server), table=storage._table.name, **options)
 
 
+def impatient(storage: Any, server: DynamoServer, **options: Any) -> Any:
+    """A second storage over the same table, whose client repeats nothing."""
+    from botocore.config import Config
+
+    from sequential.stores.dynamodb import DynamoDBStorage
+
+    client = new_client(server, config=Config(retries={"total_max_attempts": 1}), **options)
+    return DynamoDBStorage(client, table=storage._table.name)
+
+
 def items(storage: Any, id: str = "one") -> dict[str, dict[str, Any]]:
     """All that is stored of an execution."""
     found = storage._table.client.get_paginator("query").paginate(
@@ -193,7 +203,7 @@ def requests_of(storage: Any) -> list[str]:
     return sent
 
 
-def answer(storage: Any, operation: str, *errors: dict[str, Any]) -> None:
+def answer(storage: Any, operation: str, *errors: dict[str, Any], status: int = 400) -> None:
     """Let these errors be what comes back over the wire from the next requests."""
     from botocore.awsrequest import AWSResponse
 
@@ -203,7 +213,7 @@ def answer(storage: Any, operation: str, *errors: dict[str, Any]) -> None:
         if not left:
             return None
         body = json.dumps({"Message": "no", **left.pop(0)}).encode()
-        return AWSResponse(request.url, 400, {}, SimpleNamespace(stream=lambda: [body]))
+        return AWSResponse(request.url, status, {}, SimpleNamespace(stream=lambda: [body]))
 
     storage._table.client.meta.events.register(f"before-send.dynamodb.{operation}", send)
 
@@ -469,6 +479,33 @@ class TestTrouble:
                     mine.remove("one", again)
                 assert proxy.lose_after is None
 
+    def test_answers_that_are_lost_when_nothing_is_repeated(self, storage: Any, dynamodb_server: DynamoServer) -> None:
+        """A connection that was cut is an error of the storage, and a commit looks whether it was written."""
+        with (
+            Proxy(dynamodb_server.url) as proxy,
+            closing(impatient(storage, dynamodb_server, endpoint_url=proxy.url)) as mine,
+        ):
+            record = held(storage)
+            new = record._replace(token=2, step=1)
+            renewed = new._replace(token=3, lease=NOW + 90)
+            again = renewed._replace(run="again", token=4, step=0)
+            for write, written in {
+                partial(mine.commit, new, 1, Result(0, data=b"1")): new,
+                partial(mine.commit, renewed, 2): renewed,
+                partial(mine.restart, again, renewed): again,
+            }.items():
+                mine.read("nobody")
+                proxy.lose_after = 0
+                write()
+                assert storage.read("one") == written
+                assert proxy.lose_after is None
+            cut = "DynamoDB: Connection was closed before we received a valid response .*: check that it can be reached"
+            for ask in (partial(mine.read, "one"), partial(mine.save, again, Result(0))):
+                mine.read("nobody")
+                proxy.lose_after = 0
+                with pytest.raises(StorageError, match=cut):
+                    ask()
+
     def test_requests_that_meet_others(self, storage: Any, other: Any) -> None:
         """The next one comes through."""
         conflict = {"__type": "com.amazonaws.dynamodb#TransactionConflictException"}
@@ -586,15 +623,10 @@ class TestTrouble:
             storage.results(record, 0, 1)
 
     def test_a_server_that_is_away(self, storage: Any, dynamodb_server: DynamoServer) -> None:
-        from botocore.config import Config
-
-        from sequential.stores.dynamodb import DynamoDBStorage
-
         with socket.create_server(("127.0.0.1", 0)) as closed:
             url = f"http://127.0.0.1:{closed.getsockname()[1]}"
         record = held(storage)
-        client = new_client(dynamodb_server, endpoint_url=url, config=Config(retries={"max_attempts": 0}))
-        with closing(DynamoDBStorage(client, table=storage._table.name)) as away:
+        with closing(impatient(storage, dynamodb_server, endpoint_url=url)) as away:
             for request in (
                 partial(away.read, "one"),
                 partial(step, away, record),
@@ -624,6 +656,19 @@ class TestTrouble:
             answer(storage, "GetItem", {"__type": f"com.amazonaws.dynamodb#{code}"})
             with pytest.raises(StorageError, match=rf"DynamoDB: An error occurred \({code}\) .*: no: {remedy}"):
                 storage.read("one")
+
+    def test_errors_that_do_not_say_whether_anything_was_recorded(
+        self, storage: Any, dynamodb_server: DynamoServer
+    ) -> None:
+        record = held(storage)
+        with closing(impatient(storage, dynamodb_server)) as mine:
+            for code, status in {"InternalServerError": 500, "ServiceUnavailable": 503}.items():
+                answer(mine, "TransactWriteItems", {"__type": f"com.amazonaws.dynamodb#{code}"}, status=status)
+                told = (
+                    rf"DynamoDB: An error occurred \({code}\) .*: no: it may have been recorded or not: look, or try ag"
+                )
+                with pytest.raises(StorageError, match=told):
+                    mine.save(record, Result(0))
 
     def test_what_is_too_large_for_a_record(self, storage: Any) -> None:
         record = held(storage)
