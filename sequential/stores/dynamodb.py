@@ -374,18 +374,20 @@ class DynamoDBStorage(ClientJournal):
             item = items.pop(ddb.RECORD, None)
             if held is not None and not ddb.is_held(item, held):
                 raise Fenced(id, held.token)
-            if item is None:
-                return
-            check = "#run = :run" if held is None else "#run = :run AND #token = :token"
-            request = ddb.expressions({"run": item["run"], "token": item["token"]}, ConditionExpression=check)
-            try:
-                await self._table.ask("delete_item", Key=ddb.key(id), **request)
-            except Refused as refused:
-                if refused.item is not None:
-                    continue
+            own: list[str] = []
+            if item is not None:
+                check = "#run = :run" if held is None else "#run = :run AND #token = :token"
+                request = ddb.expressions({"run": item["run"], "token": item["token"]}, ConditionExpression=check)
+                try:
+                    await self._table.ask("delete_item", Key=ddb.key(id), **request)
+                except Refused as refused:
+                    if refused.item is not None:
+                        continue
+                own = [part for part in items if part.startswith(item["run"]["S"] + _NEW)]
+            elif items and await self._table.get(id, "#run") is not None:
+                continue  # what was listed may belong to one that was created meanwhile
             # The input of another run may be that of an execution which is just being created.
-            own = item["run"]["S"] + _NEW
-            await self._table.delete(id, [part for part in items if _NEW not in part or part.startswith(own)])
+            await self._table.delete(id, [*own, *(part for part in items if _NEW not in part)])
             return
         raise _restless(id)
 

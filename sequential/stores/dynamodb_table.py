@@ -112,10 +112,11 @@ class Table:
         return item
 
     async def delete(self, id: str, parts: Iterable[str]) -> None:
-        """Delete items of an execution."""
+        """Delete items of an execution that nobody looks at any more, as far as that can be done."""
         left = iter(parts)
-        while batch := [{"DeleteRequest": {"Key": ddb.key(id, part)}} for part in islice(left, _DELETED)]:
-            await self._batch("write", "UnprocessedItems", batch)
+        with suppress(StorageError):  # what they belonged to is settled, and the next removal tries again
+            while batch := [{"DeleteRequest": {"Key": ddb.key(id, part)}} for part in islice(left, _DELETED)]:
+                await self._batch("write", "UnprocessedItems", batch)
 
     async def write_data(self, id: str, stem: str, data: bytes, limit: int, later: int) -> Value:
         """Return bytes as a value; if there are more than `limit`, they are written in parts, and it says where."""

@@ -218,6 +218,20 @@ def answer(storage: Any, operation: str, *errors: dict[str, Any], status: int = 
     storage._table.client.meta.events.register(f"before-send.dynamodb.{operation}", send)
 
 
+def throttle(storage: Any, number: int) -> None:
+    """Let the request that goes over the wire after so many others be refused."""
+    from botocore.awsrequest import AWSResponse
+
+    sent, body = count(), b'{"__type": "com.amazonaws.dynamodb#ProvisionedThroughputExceededException"}'
+
+    def send(request: Any, **_: Any) -> Any:
+        return (
+            AWSResponse(request.url, 400, {}, SimpleNamespace(stream=lambda: [body])) if next(sent) == number else None
+        )
+
+    storage._table.client.meta.events.register("before-send.dynamodb", send)
+
+
 def cancelled(*codes: str, message: str = "") -> dict[str, Any]:
     reasons = [{"Code": code, "Message": message} for code in codes]
     return {"__type": "com.amazonaws.dynamodb#TransactionCanceledException", "CancellationReasons": reasons}
@@ -420,6 +434,33 @@ class TestSizes:
             point += 1
         assert point > 4
 
+    def test_what_a_broken_removal_has_left(self, storage: Any, other: Any, small_parts: None) -> None:
+        """The next one removes it."""
+        point, died = 0, True
+        while died:
+            record = step(storage, held(storage, f"id-{point}"), b"1" * 12_000)
+            died = dies(storage._table, "ask", point, partial(storage.remove, record.id, record))
+            other.remove(record.id)
+            assert items(storage, record.id) == {}
+            point += 1
+        assert point > 6
+
+    def test_a_removal_and_a_creation_at_once(self, storage: Any, other: Any, small_parts: None) -> None:
+        """What an earlier run has left is removed, but no part of an execution that is only half there."""
+        for id in ("one", "two"):
+            step(storage, held(storage, id), b"1" * 5000)
+            assert dies(storage._table, "ask", 3, partial(storage.remove, id))
+            assert other.read(id) is None
+            assert items(storage, id)
+        new = Record("one", "another", input=b"2" * 5000, token=1, lease=NOW + 60)
+        with preceded(storage, "put_item", partial(other.remove, "one"), times=1):
+            assert storage.claim(new, NOW, True) == (new, True)
+        assert other.read("one") == new
+        assert not any(part.startswith("run") for part in items(storage))
+        with preceded(storage, "get_item", partial(held, other, "two"), times=1):
+            storage.remove("two")
+        assert items(storage, "two") == {}
+
     def test_a_large_value_of_which_a_part_is_missing(self, storage: Any, other: Any, small_parts: None) -> None:
         record = step(storage, held(storage, input=b"1" * 5000, lease=NOW), b"2" * 5000)
         storage.signal("one", "yes", b"3" * 5000, NOW)
@@ -593,6 +634,37 @@ class TestTrouble:
         held(storage, input=b"1" * 300_000)
         with preceded(storage, "batch_get_item", partial(other.remove, "one"), times=1):
             assert storage.signal("one", "yes", b"", NOW) == (None, False)
+
+    @pytest.mark.parametrize("what", ["remove", "restart"])
+    def test_what_is_done_is_no_error(self, storage: Any, dynamodb_server: DynamoServer, what: str) -> None:
+        """Whichever request is throttled; what is left goes with the next removal."""
+        for number in range(5):
+            old = step(storage, held(storage, f"id-{number}"))
+            new = old._replace(run="another", token=3, step=0)
+            with closing(impatient(storage, dynamodb_server)) as mine:
+                act = {"remove": partial(mine.remove, old.id, old), "restart": partial(mine.restart, new, old)}[what]
+                throttle(mine, number)
+                try:
+                    act()
+                except StorageError:
+                    assert storage.read(old.id) == old
+                else:
+                    assert storage.read(old.id) == {"remove": None, "restart": new}[what]
+            storage.remove(old.id)
+            assert items(storage, old.id) == {}
+
+    def test_who_has_lost_a_race_need_not_clean_up(self, storage: Any, dynamodb_server: DynamoServer) -> None:
+        record, large = Record("one", "run", token=1, lease=NOW + 60), b"1" * 9000
+        with closing(impatient(storage, dynamodb_server)) as mine:
+            throttle(mine, 3)
+            with preceded(mine, "put_item", partial(storage.claim, record, NOW, True), times=1):
+                assert mine.claim(record._replace(run="another", input=large), NOW, True) == (record, False)
+        with closing(impatient(storage, dynamodb_server)) as mine:
+            throttle(mine, 3)
+            with preceded(mine, "update_item", partial(storage.signal, "one", "yes", b"first", NOW), times=1):
+                assert mine.signal("one", "yes", large, NOW) == (record, False)
+        assert storage.received(record, "yes") == b"first"
+        assert len(items(storage)) == 3  # both have left something
 
     def test_requests_that_are_done_in_part(self, storage: Any, other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """As DynamoDB does when a table is busy, or an answer would be too large."""
