@@ -70,7 +70,10 @@ _ROUNDED = 64.0
 """Seconds by which what is held may stand too early in the index of what is due, so that commits leave it be."""
 
 FOREVER = 1e15
-"""Seconds since the epoch that stand for infinity, which is no number to DynamoDB."""
+"""Seconds since the epoch that stand for infinity, which is no number to DynamoDB, and for all that is later."""
+
+_DECIMALS = 100
+"""Decimal places that are kept of a time: DynamoDB knows no number between 0 and 1e-130."""
 
 THROTTLED = "raise the table's throughput, or try again later"
 _CREDENTIALS = "give the client valid credentials"
@@ -79,7 +82,7 @@ _REFUSED = "nothing was recorded"
 _UNKNOWN = "it may have been recorded or not: look, or try again"
 _FAILED = 500
 """HTTP's status from which on it was the server that failed, and not the request that was refused."""
-_LIMITED = "an item holds at most 400 KB, and table= must name what create_schema() has made"
+_LIMITED = "an item holds at most 400 KB, a number 38 digits, and table= must name what create_schema() has made"
 BUSY = frozenset(
     {
         "ProvisionedThroughputExceeded",
@@ -147,16 +150,18 @@ def value(of: Value | str | bytes | float | None) -> Value:
         return of
     if of is None:
         return {"NULL": True}
+    # What is derived from a number may write itself in another way.
     if isinstance(of, int):
-        return {"N": str(of)}
+        return {"N": int.__repr__(of)}
     if isinstance(of, float):
-        return {"S": repr(of)}
+        return {"S": float.__repr__(of)}
     return {"B": of} if isinstance(of, bytes) else {"S": of}
 
 
 def number(seconds: float) -> Value:
     """Return a time as a number, which is compared as such."""
-    return {"N": repr(min(float(seconds), FOREVER)).removesuffix(".0")}
+    within = max(-FOREVER, min(float(seconds), FOREVER))
+    return {"N": repr(round(within, _DECIMALS) + 0.0).removesuffix(".0")}  # 0.0 takes the sign of -0.0 away
 
 
 def encode(fields: Record | Result, names: Iterable[str]) -> Item:

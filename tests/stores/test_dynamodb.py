@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from enum import Enum
 from functools import partial
 from itertools import count
 from time import time
@@ -745,9 +746,7 @@ class TestTrouble:
     def test_what_is_too_large_for_a_record(self, storage: Any) -> None:
         record = held(storage)
         new = record._replace(token=2, step=1, status="failed", error="x" * 450_000)
-        large = (
-            r"DynamoDB: .* size .*: an item holds at most 400 KB, and table= must name what create_schema\(\) has made"
-        )
+        large = r"DynamoDB: .* size .*: an item holds at most 400 KB, a number 38 digits, and table= must name what create_schema\(\) has made"
         with pytest.raises(StorageError, match=large):
             storage.commit(new, 1, Result(0))
         assert storage.read("one") == record
@@ -1036,6 +1035,37 @@ class TestValues:
         result = Result(7, "tool é.\U0001f600", 2**64 - 1, b"\x00\xff", 0.1 + 0.2, 5e-324, "")
         storage.save(new, result)
         assert other.results(new, 0, 99) == [result]
+
+    @pytest.mark.parametrize("ttl", [None, 1e6])
+    @pytest.mark.parametrize("now", [0.0, -0.0, 5e-324, -5e-324, 1e-200, 1e-90, 0.1, -1e9, -1e300, 1e16, 1e300])
+    def test_any_clock(self, storage: Any, dynamodb_server: DynamoServer, now: float, ttl: float | None) -> None:
+        with closing(another(storage, dynamodb_server, ttl=ttl)) as mine:
+            record = Record("one", "run", token=1, due=now, wake=now, changed=now)
+            assert mine.claim(record, now, True) == (record, True)
+            assert mine.read("one") == record
+            assert mine.due(now, 1) == [record]
+            mine.commit(record._replace(token=2), 1, Result(0, started=now, ended=now))
+            assert mine.results(record, 0, 1) == [Result(0, started=now, ended=now)]
+            assert mine.signal("one", "yes", b"", now) == (record._replace(token=2), True)
+
+    def test_numbers_of_other_types(self, storage: Any, other: Any) -> None:
+        class Seconds(float):
+            def __repr__(self) -> str:
+                return f"Seconds({float(self)})"
+
+        class Version(int, Enum):
+            TWO = 2
+
+        times: Any = {name: Seconds(NOW + 0.1) for name in ("due", "wake", "changed")}
+        record = Record("one", "run", version=Version.TWO, token=1, step=Version.TWO, **times)
+        assert storage.claim(record, Seconds(NOW), True) == (record, True)
+        held = record._replace(token=2, lease=Seconds(NOW + 60.1))
+        assert storage.claim(held, Seconds(NOW + 1), False) == (held, True)
+        result = Result(2, fingerprint=Version.TWO, started=Seconds(0.1), ended=Seconds(0.2))
+        storage.commit(held._replace(token=3), 2, result)
+        assert other.read("one") == held._replace(token=3)
+        assert other.results(held, 0, 9) == [result]
+        assert other.due(NOW + 99, 1) == other.find("", 1) == [held._replace(token=3)]
 
     def test_signals_of_any_name(self, storage: Any, other: Any) -> None:
         record = held(storage)
