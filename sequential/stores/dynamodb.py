@@ -130,7 +130,7 @@ class DynamoDBStorage(ClientJournal):
                 return record, taken
             taking = record._replace(token=record.token + 1, lease=wanted.lease)
             with suppress(Fenced):
-                await self._hold(taking, record)
+                await self._hold(taking, record, claim=claim)
                 return taking, True
         raise _restless(wanted.id)
 
@@ -157,7 +157,7 @@ class DynamoDBStorage(ClientJournal):
         item = ddb.key(record.id) | {"claim": claim, "shard": ddb.shard_of(record.id), "schema": ddb.value(ddb.SCHEMA)}
         item |= ddb.encode(record, ddb.CHANGING + ddb.FIXED) | {"input": input, "pending": {"M": {}}}
         if (rings := ddb.rings(record)) is not None:
-            item["rings"] = ddb.number(rings)
+            item["rings"] = rings
         if self._table.ttl is not None:
             sure = ddb.value(ceil(expires + self._table.ttl))
             item |= {"expires": ddb.value(expires), "until": sure, "target": sure}
@@ -205,23 +205,19 @@ class DynamoDBStorage(ClientJournal):
         removed: tuple[str, ...] = (),
         also: str = "",
         signal: str = "",
+        claim: Value | None = None,
     ) -> None:
         """Write fields of a record, and a result, if what is stored has the run and the token of `held`."""
         expires, later = self._table.terms(record)
-        values = {"held_run": held.run, "held_token": held.token, "names": {"SS": [signal]}, "expires": expires}
-        values |= ddb.encode(record, ddb.CHANGING + ddb.FIXED)
-        check, sets = ddb.HELD + check, [f"#{name} = :{name}" for name in fields]
-        if (rings := ddb.rings(record)) is None:
-            removed += ("#rings",)
-        else:
-            sets.append("#rings = :rings")
-            values["rings"] = ddb.number(rings)
+        check, optional = ddb.HELD + check, {"claim": claim, "rings": ddb.rings(record)}
         if self._table.ttl is not None:
-            sets.append("#expires = :expires")
+            optional["expires"] = ddb.value(expires)
             check += " AND #until >= :expires AND #target <= :later"
+        values: dict[str, Any] = {"held_run": held.run, "held_token": held.token, "names": {"SS": [signal]}}
+        values |= ddb.encode(record, ddb.CHANGING + ddb.FIXED) | optional
         texts = {"ConditionExpression": check}
         if fields:
-            texts["UpdateExpression"] = f"SET {', '.join(sets)} REMOVE {', '.join(('#claim', *removed))} {also}"
+            texts["UpdateExpression"] = f"{ddb.update(fields, optional, removed)} {also}"
         for _ in range(ddb.ATTEMPTS):
             values["later"] = later
             if "input" in fields:
@@ -328,6 +324,7 @@ class DynamoDBStorage(ClientJournal):
     @plain_or_async
     async def signal(self, id: str, name: str, data: bytes, now: float) -> tuple[Record | None, bool]:
         """Keep a signal."""
+        by = ddb.value(new_run())
         for _ in range(ddb.ATTEMPTS):
             if (item := await self._table.get(id)) is None:
                 return None, False
@@ -340,10 +337,10 @@ class DynamoDBStorage(ClientJournal):
             expires, later = self._table.terms(record._replace(due=now) if rings else record)
             later = await self._table.renew(item, expires, later) or later
             stored = await self._table.write_data(id, "signal", data, ddb.SIGNAL, later)
-            kept = {"M": {"data": stored, "by": ddb.value(new_run())}}
+            kept = {"M": {"data": stored, "by": by}}
             values: dict[str, Any] = {"held_run": item["run"], "held_token": item["token"], "name": name, "data": kept}
-            values |= {"due": now, "rings": ddb.number(now), "expires": expires, "later": later}
-            update, check = "SET #pending.#signal = :data", ddb.RESTING if rings else ddb.RUNNING
+            values |= {"by": by, "due": now, "rings": ddb.number(now), "expires": expires, "later": later}
+            update, check = "SET #pending.#signal = :data, #signalled = :by", ddb.RESTING if rings else ddb.RUNNING
             if rings:
                 update += ", #due = :due, #rings = :rings"
             if self._table.ttl is not None:
@@ -354,7 +351,8 @@ class DynamoDBStorage(ClientJournal):
                 return await self._table.as_record(item), True
             except Refused as refused:
                 found = refused.item
-                if found is not None and found["pending"]["M"].get(name) == kept:
+                # It is ours even if it was taken, or if others came, before a client has repeated what was lost.
+                if found is not None and (found.get("signalled") == by or found["pending"]["M"].get(name) == kept):
                     return await self._table.as_record(found), True
             await self._table.delete(id, ddb.parts_of(stored))
         raise _restless(id)

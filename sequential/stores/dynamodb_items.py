@@ -200,9 +200,10 @@ def shard_of(id: str) -> Value:
     return {"S": str(crc32(id.encode()) % SHARDS)}
 
 
-def rings(record: Record) -> float | None:
+def rings(record: Record) -> Value | None:
     """Return where a record stands in the index of what is due: never later than it rings."""
-    return min(record.lease, FOREVER) // _ROUNDED * _ROUNDED if record.lease else record.due
+    rings_at = min(record.lease, FOREVER) // _ROUNDED * _ROUNDED if record.lease else record.due
+    return None if rings_at is None else number(rings_at)
 
 
 def parts_of(data: Value) -> list[str]:
@@ -225,6 +226,13 @@ def expressions(values: Mapping[str, Any], signal: str = "", **texts: str) -> di
     if "ConditionExpression" in texts:
         request["ReturnValuesOnConditionCheckFailure"] = "ALL_OLD"
     return request
+
+
+def update(fields: Iterable[str], optional: Mapping[str, Value | None], removed: Iterable[str]) -> str:
+    """Return an expression that writes fields, and others if they have a value; what has none it removes."""
+    sets = [f"#{name} = :{name}" for name in (*fields, *(name for name in optional if optional[name]))]
+    gone = [*removed, *(f"#{name}" for name in optional if not optional[name])]
+    return f"SET {', '.join(sets)}" + (f" REMOVE {', '.join(gone)}" if gone else "")
 
 
 def within(id: str, first: str = "", last: str = "", **texts: str) -> dict[str, Any]:

@@ -157,20 +157,17 @@ def other(storage: Any, dynamodb_server: DynamoServer) -> Iterator[Any]:
         yield made
 
 
-def another(storage: Any, server: DynamoServer, **options: Any) -> Any:
+def another(storage: Any, server: DynamoServer, ttl: float | None = None, **options: Any) -> Any:
     from sequential.stores.dynamodb import DynamoDBStorage
 
-    return DynamoDBStorage(new_client(server), table=storage._table.name, **options)
+    return DynamoDBStorage(new_client(server, **options), table=storage._table.name, ttl=ttl)
 
 
 def impatient(storage: Any, server: DynamoServer, **options: Any) -> Any:
     """A second storage over the same table, whose client repeats nothing."""
     from botocore.config import Config
 
-    from sequential.stores.dynamodb import DynamoDBStorage
-
-    client = new_client(server, config=Config(retries={"total_max_attempts": 1}), **options)
-    return DynamoDBStorage(client, table=storage._table.name)
+    return another(storage, server, config=Config(retries={"total_max_attempts": 1}), **options)
 
 
 def items(storage: Any, id: str = "one") -> dict[str, dict[str, Any]]:
@@ -489,37 +486,71 @@ class TestSizes:
 class TestTrouble:
     def test_answers_that_are_lost_after_the_write(self, storage: Any, dynamodb_server: DynamoServer) -> None:
         """The client repeats the request, and is refused by its own success."""
-        from sequential.stores.dynamodb import DynamoDBStorage
+        with (
+            Proxy(dynamodb_server.url) as proxy,
+            closing(another(storage, dynamodb_server, endpoint_url=proxy.url)) as mine,
+        ):
 
-        with Proxy(dynamodb_server.url) as proxy:
-            client = new_client(dynamodb_server, endpoint_url=proxy.url)
-            with closing(DynamoDBStorage(client, table=storage._table.name)) as mine:
+            def lose(answered: int = 0) -> Any:
+                """Lose the next answer but some, on a connection that is there already."""
+                mine.read("nobody")
+                proxy.lose_after = answered
+                return mine
 
-                def lose(answered: int = 0) -> Any:
-                    """Lose the next answer but some, on a connection that is there already."""
-                    mine.read("nobody")
-                    proxy.lose_after = answered
-                    return mine
+            record = held(lose(1))
+            new = record._replace(token=2, lease=NOW + 200)
+            assert lose().claim(new, NOW + 100, False) == (new, True)
+            record = step(lose(), new)
+            lose().save(record, Result(1, "ahead"))
+            assert storage.results(record, 0, 9) == [Result(0, data=b"null"), Result(1, "ahead")]
+            renewed = record._replace(lease=NOW + 300)
+            lose().commit(renewed, record.token)
+            assert lose(1).signal("one", "yes", b"1", NOW) == (renewed, True)
+            assert storage.received(record, "yes") == b"1"
+            lose().commit(renewed._replace(token=9), renewed.token, taken="yes")
+            again = renewed._replace(run="again", token=10, step=0)
+            lose().restart(again, renewed._replace(token=9))
+            assert storage.read("one") == again
+            lose(1).remove("one", again)
+            assert items(storage) == {}
+            with pytest.raises(Fenced):
+                mine.remove("one", again)
+            assert proxy.lose_after is None
 
-                record = held(lose(1))
-                new = record._replace(token=2, lease=NOW + 200)
-                assert lose().claim(new, NOW + 100, False) == (new, True)
-                record = step(lose(), new)
-                lose().save(record, Result(1, "ahead"))
-                assert storage.results(record, 0, 9) == [Result(0, data=b"null"), Result(1, "ahead")]
-                renewed = record._replace(lease=NOW + 300)
-                lose().commit(renewed, record.token)
-                assert lose(1).signal("one", "yes", b"1", NOW) == (renewed, True)
-                assert storage.received(record, "yes") == b"1"
-                lose().commit(renewed._replace(token=9), renewed.token, taken="yes")
-                again = renewed._replace(run="again", token=10, step=0)
-                lose().restart(again, renewed._replace(token=9))
-                assert storage.read("one") == again
-                lose(1).remove("one", again)
-                assert items(storage) == {}
-                with pytest.raises(Fenced):
-                    mine.remove("one", again)
-                assert proxy.lose_after is None
+    def test_a_claim_of_what_is_due_later_is_lost(self, storage: Any, dynamodb_server: DynamoServer) -> None:
+        """It takes more requests than others; after any of them it is repeated and knows itself again."""
+        with (
+            Proxy(dynamodb_server.url) as proxy,
+            closing(another(storage, dynamodb_server, endpoint_url=proxy.url)) as mine,
+        ):
+            for answered in range(3):
+                record = held(storage, f"id-{answered}", lease=0.0, due=NOW + 99)
+                taken = record._replace(token=2, lease=NOW + 60)
+                mine.read("nobody")
+                proxy.lose_after = answered
+                assert mine.claim(taken, NOW, False) == (taken, True)
+                assert storage.read(record.id) == taken
+
+    def test_a_lost_signal_that_is_taken_before_it_is_repeated(
+        self, storage: Any, other: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        update_item, record = storage._table.client.update_item, held(storage)
+
+        def repeat(meanwhile: Callable[[], Any], **request: Any) -> Any:
+            update_item(**request)
+            meanwhile()
+            return update_item(**request)
+
+        taken = record._replace(token=2)
+        for name, meanwhile, expected in (
+            ("yes", partial(other.commit, taken, 1, taken="yes"), taken),
+            ("no", partial(other.signal, "one", "more", b"", NOW), taken),
+        ):
+            monkeypatch.setattr(storage._table.client, "update_item", partial(repeat, meanwhile))
+            assert storage.signal("one", name, b"1", NOW) == (expected, True)
+            monkeypatch.undo()
+            assert storage.signal("one", name, b"2", NOW) == (expected, False)
+        assert other.received(taken, "no") == b"1"
 
     def test_answers_that_are_lost_when_nothing_is_repeated(self, storage: Any, dynamodb_server: DynamoServer) -> None:
         """A connection that was cut is an error of the storage, and a commit looks whether it was written."""
