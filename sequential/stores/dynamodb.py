@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _NEW = ":new"
 """What follows the run in the keys of an input's parts that are written before there is a record."""
 
+_KNOWN = 1000
+"""Large signals that were read, of which it is remembered where their parts are until they are taken."""
+
 _PAGE = 100
 """Records that are read at once: as many as DynamoDB allows."""
 
@@ -60,6 +63,7 @@ class DynamoDBStorage(ClientJournal):
         if ttl is not None and not 0 < ttl < inf:
             raise ValueError(f"ttl= is a number of seconds above 0, or None, not {ttl!r}")
         self._table = Table(client, table, ttl)
+        self._large: dict[tuple[str, str], list[str]] = {}
 
     @classmethod
     def from_url(cls, url: str, *, ttl: float | None = None, codec: Codec | None = None) -> DynamoDBStorage:
@@ -178,8 +182,9 @@ class DynamoDBStorage(ClientJournal):
             missing = " AND attribute_not_exists(#pending.#signal)"
             await self._hold(record, held, result, check=missing, also="DELETE #closed :names", signal=absent)
         elif taken is not None:
-            gone = ("#pending.#signal",)
+            gone, parts = ("#pending.#signal",), self._large.pop((record.id, taken), [])
             await self._hold(record, held, result, removed=gone, also="ADD #closed :names", signal=taken)
+            await self._table.delete(record.id, parts)
         else:
             await self._hold(record, held, result)
 
@@ -190,9 +195,7 @@ class DynamoDBStorage(ClientJournal):
 
     async def _restart(self, record: Record, held: Record) -> None:
         await self._hold(record, held, fields=(*ddb.CHANGING, *ddb.FIXED, "input"), removed=("#closed",))
-        # All of that run: its name, and "#" or ":".
-        left = await self._table.get_all(held.id, "#part", f"{held.run}#", f"{held.run};")
-        await self._table.delete(held.id, [item["part"]["S"] for item in left])
+        await self._table.clear(held)
 
     async def _hold(
         self,
@@ -336,7 +339,7 @@ class DynamoDBStorage(ClientJournal):
             rings = record.waits == name and not record.lease
             expires, later = self._table.terms(record._replace(due=now) if rings else record)
             later = await self._table.renew(item, expires, later) or later
-            stored = await self._table.write_data(id, "signal", data, ddb.SIGNAL, later)
+            stored = await self._table.write_data(id, item["run"]["S"] + ddb.SENT, data, ddb.SIGNAL, later)
             kept = {"M": {"data": stored, "by": by}}
             values: dict[str, Any] = {"held_run": item["run"], "held_token": item["token"], "name": name, "data": kept}
             values |= {"by": by, "due": now, "rings": ddb.number(now), "expires": expires, "later": later}
@@ -363,7 +366,12 @@ class DynamoDBStorage(ClientJournal):
         item = await self._table.get(record.id, "#run, #expires, #pending.#signal", name)
         if item is None or item["run"]["S"] != record.run or "pending" not in item:
             return None
-        return await self._table.read_data(record.id, item["pending"]["M"][name]["M"]["data"])
+        data: Value = item["pending"]["M"][name]["M"]["data"]
+        if parts := ddb.parts_of(data):
+            if len(self._large) >= _KNOWN:
+                self._large.clear()
+            self._large[record.id, name] = parts
+        return await self._table.read_data(record.id, data)
 
     async def _remove(self, id: str, held: Record | None) -> None:
         """Remove an execution, and what earlier ones of its id have left behind."""

@@ -1,11 +1,10 @@
 """What the items of `sequential.stores.dynamodb` look like, and how DynamoDB is spoken to about them.
 
 The items of an execution share the partition key ``id``.  By the sort key ``part`` they are its record, its results
-``{run}#{step}``, the parts of what is too large for one item, ``{run}:...:{nonce}:{number}``, and those of signals,
-``signal:{nonce}:{number}``.  Parts are seen only by way of the item that names their nonce, so a writer who is refused
-leaves behind only what nobody looks at, and what goes when the execution is removed; a creation that is broken off
-leaves parts of a large input, which go only by a `ttl`.  Two indexes hold the records alone, for nothing else has a
-``shard``.
+``{run}#{step}``, and the parts of what is too large for one item, ``{run}:...:{nonce}:{number}``.  Parts are seen only
+by way of the item that names their nonce, so a writer who is refused leaves behind only what nobody looks at, and what
+goes when the execution is removed; a creation that is broken off leaves parts of a large input, which go only by a
+`ttl`.  Two indexes hold the records alone, for nothing else has a ``shard``.
 """
 
 from __future__ import annotations
@@ -51,6 +50,9 @@ ABOUT = ("asked", "fingerprint", "started", "ended", "error")
 """The fields of a result besides its step and its data."""
 
 RECORD = "record"
+
+SENT = ":signal"
+"""What follows the run in which a signal has come in the keys of its parts."""
 _FLOATS = frozenset({"due", "wake", "changed", "started", "ended"})
 _CLOSED = {f"closed{number}": {"S": status} for number, status in enumerate(sorted(CLOSED))}
 _CONSTANTS = _CLOSED | {"zero": {"N": "0"}, "one": {"N": "1"}, "schema": {"N": str(SCHEMA)}}

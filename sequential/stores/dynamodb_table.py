@@ -118,6 +118,17 @@ class Table:
             while batch := [{"DeleteRequest": {"Key": ddb.key(id, part)}} for part in islice(left, _DELETED)]:
                 await self._batch("write", "UnprocessedItems", batch)
 
+    async def clear(self, ended: Record) -> None:
+        """Delete what a run has left that another has taken the place of, but for signals that nobody has taken."""
+        # All of that run: its name, and "#" or ":".
+        items = await self.get_all(ended.id, "#part", f"{ended.run}#", f"{ended.run};")
+        left = dict.fromkeys(item["part"]["S"] for item in items)
+        if any(ddb.SENT in part for part in left) and (item := await self.get(ended.id, "#pending")):
+            for signal in item["pending"]["M"].values():
+                for part in ddb.parts_of(signal["M"]["data"]):
+                    left.pop(part, None)
+        await self.delete(ended.id, left)
+
     async def write_data(self, id: str, stem: str, data: bytes, limit: int, later: int) -> Value:
         """Return bytes as a value; if there are more than `limit`, they are written in parts, and it says where."""
         if len(data) <= limit:

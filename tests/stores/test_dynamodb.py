@@ -342,6 +342,38 @@ class TestSizes:
         storage.remove("one")
         assert items(storage) == {}
 
+    def test_large_signals_that_were_taken(self, storage: Any, other: Any) -> None:
+        """They go with the commit of who has read them, or with the next run; what nobody has taken stays."""
+        data, record = b"1" * 1000, held(storage)
+        for name in ("read", "unread", "kept"):
+            assert storage.signal("one", name, data, NOW)[1]
+        assert storage.received(record, "read") == data
+        assert len(items(storage)) == 4
+        for name in ("read", "unread"):
+            record = record._replace(token=record.token + 1)
+            storage.commit(record, record.token - 1, taken=name)
+            assert len(items(storage)) == 3
+        for run in ("second", "third"):
+            new = record._replace(run=run, token=record.token + 1)
+            storage.restart(new, record)
+            assert len(items(storage)) == 2
+            assert other.received(new, "kept") == storage.received(new, "kept") == data
+            record = new
+        storage.commit(record._replace(token=9), record.token, taken="kept")
+        assert list(items(storage)) == ["record"]
+
+    def test_more_large_signals_than_are_remembered(self, storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sequential.stores.dynamodb._KNOWN", 2)
+        record = held(storage)
+        for name in ("a", "b", "c"):
+            storage.signal("one", name, b"1" * 1000, NOW)
+            assert storage.received(record, name) == b"1" * 1000
+        for name in ("a", "b", "c"):
+            storage.commit(record, 1, taken=name)
+        assert len(items(storage)) == 3  # what was forgotten is left to the next run
+        storage.restart(record._replace(run="another"), record)
+        assert list(items(storage)) == ["record"]
+
     @pytest.mark.parametrize("size", [0, 256, 257, 4096, 4097, PART, PART + 1])
     def test_sizes_at_which_something_changes(self, storage: Any, other: Any, size: int) -> None:
         data = bytes(size % 251 for size in range(size))
@@ -1017,6 +1049,8 @@ class TestRoundTrips:
         assert made() == ["GetItem", "UpdateItem"]
         assert storage.received(record, "yes") == b"1"
         assert made() == ["GetItem"]
+        storage.commit(record, record.token, taken="yes")
+        assert made() == ["UpdateItem"]
         storage.remove("one")
         assert made() == ["Query", "DeleteItem", "BatchWriteItem"]
 
