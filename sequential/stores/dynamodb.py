@@ -40,7 +40,7 @@ class DynamoDBStorage(ClientJournal):
     second, beyond which writes are throttled.  Listing by status or workflow looks through the index of all.
 
     The names of the signals that an execution has not taken yet, and of those that it has taken since its last
-    ``again``, stand in its record, where some thousands have room.
+    ``again``, stand in its record, where some thousands have room; one more is refused.
 
     Args:
         client: ``boto3.client("dynamodb")``, or a client of aiobotocore.
@@ -336,6 +336,11 @@ class DynamoDBStorage(ClientJournal):
                 continue
             if record.status in CLOSED or name in {*item["pending"]["M"], *item.get("closed", {"SS": []})["SS"]}:
                 return record, False
+            if ddb.size(item) > ddb.FULL:
+                raise StorageError(
+                    f"DynamoDB: execution {id!r} has no room for another signal, for an item holds at most 400 KB: send"
+                    " it fewer, or let it take them and go on by again()"
+                )
             rings = record.waits == name and not record.lease
             expires, later = self._table.terms(record._replace(due=now) if rings else record)
             later = await self._table.renew(item, expires, later) or later

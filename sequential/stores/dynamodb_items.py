@@ -41,6 +41,9 @@ INPUT = 1 << 12
 SIGNAL = 1 << 8
 """Bytes of a signal that stand in the record, in which many signals must have room."""
 
+FULL = 368 << 10
+"""Bytes of a record that takes no more signals: of 400 KB, the rest is left to errors, inputs and leases."""
+
 ATTEMPTS = 10
 """How often a request is made that meets others at the same execution, or is throttled."""
 
@@ -185,6 +188,15 @@ def _decode(name: str, stored: tuple[str, Any]) -> Any:
     if name in _FLOATS:
         return float(text)
     return int(text) if kind == "N" else text
+
+
+def size(of: object) -> int:
+    """Return how many bytes an item, or what it consists of, takes at DynamoDB, or a few more."""
+    if isinstance(of, dict):
+        return sum(3 + size(name) + size(held) for name, held in of.items())
+    if isinstance(of, list):
+        return sum(3 + size(held) for held in of)
+    return len(of.encode() if isinstance(of, str) else of) if isinstance(of, str | bytes) else 1
 
 
 def key(id: str, part: str = RECORD) -> Item:

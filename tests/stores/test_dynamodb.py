@@ -806,6 +806,36 @@ class TestTrouble:
                 with pytest.raises(StorageError, match=told):
                     mine.save(record, Result(0))
 
+    def test_a_record_full_of_signals(self, storage: Any) -> None:
+        """It takes no more of them, but whatever else has to be written."""
+        from sequential.stores import dynamodb_items as ddb
+
+        record = held(storage, lease=0.0)
+        storage.signal("one", "taken", b"", NOW)
+        storage.commit(record, 1, taken="taken")
+        item = items(storage)["record"]
+        item["others"] = {"S": "x" * (ddb.FULL - ddb.size(item) - 500)}
+        storage._table.client.put_item(TableName=storage._table.name, Item=item)
+        for name in ("a", "b"):
+            assert storage.signal("one", name * 200, b"1" * 9000, NOW) == (record, True)
+        before = items(storage)
+        full = (
+            "DynamoDB: execution 'one' has no room for another signal, for an item holds at most 400 KB: send it fewer,"
+        )
+        with pytest.raises(StorageError, match=full):
+            storage.signal("one", "c" * 200, b"1" * 9000, NOW)
+        assert items(storage) == before
+        assert storage.signal("one", "a" * 200, b"", NOW) == (record, False)
+        record, taken = storage.claim(record._replace(lease=NOW + 60.1), NOW, False)
+        assert taken
+        failed = record._replace(token=3, status="failed", lease=0.0, wake=NOW + 0.1, waits="w" * 200)
+        failed = failed._replace(error="😀" * 5300)  # of an error's text 5,000 characters are kept
+        storage.commit(failed, 2, Result(0))
+        assert storage.read("one") == failed
+        again = failed._replace(run="again", token=4, input=b"1" * 4096, error=None)
+        storage.restart(again, failed)
+        assert storage.read("one") == again
+
     def test_what_is_too_large_for_a_record(self, storage: Any) -> None:
         record = held(storage)
         new = record._replace(token=2, step=1, status="failed", error="x" * 450_000)
