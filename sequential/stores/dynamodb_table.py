@@ -185,7 +185,9 @@ class Table:
         until, target = (int(item[name]["N"]) if name in item else 0 for name in ("until", "target"))
         if until >= expires:
             return target if target > later else None
-        id, target = item["id"]["S"], max(target, ceil(expires + self.ttl))
+        id = item["id"]["S"]
+        if target < expires:  # or else another has begun to renew it, and what it has done is done
+            target = ceil(expires + self.ttl)
         values = {"target": target, "held_run": item["run"]}
         with suppress(Refused):
             # From here on nothing is written that lives less long: what is listed then is all there is to prolong.

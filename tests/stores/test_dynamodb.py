@@ -980,6 +980,26 @@ class TestExpiry:
         assert mortal.signal("one", "go", data, now + 1)[1]
         assert lives(mortal) > now + 900
 
+    def test_a_renewal_that_takes_more_than_one_invocation(self, mortal: Any) -> None:
+        """Each goes on where the one before it was broken off."""
+        now = time()
+        record = held(mortal, lease=0.0, due=now)
+        for number in range(30):
+            mortal.save(record, Result(number))
+        for part in items(mortal):
+            alter(mortal, part, "expires", int(now) + 10)
+        for name in ("until", "target"):
+            alter(mortal, "record", name, int(now) + 10)
+        attempts, died = 0, True
+        while died and attempts < 9:
+            attempts += 1
+            record = record._replace(lease=now + 60 * attempts)
+            died = dies(mortal._table, "ask", 20, partial(mortal.claim, record, now, False))
+        assert not died
+        assert mortal.read("one") == record._replace(token=2)
+        assert lives(mortal) == math.ceil(record.lease + self.TTL)
+        assert len(mortal.results(record, 0, 99)) == 30
+
     def test_others_that_renew_at_the_same_time(self, mortal: Any, dynamodb_server: DynamoServer) -> None:
         now = time()
         with closing(another(mortal, dynamodb_server, ttl=self.TTL)) as other:
