@@ -278,19 +278,20 @@ class DynamoDBStorage(ClientJournal):
         """List what the sweep should ring."""
         found: list[Record] = []
         for shard in range(ddb.SHARDS):
-            values, ripe = {"shard": str(shard), "now": ddb.number(now)}, list[Record]()
+            values = {"shard": str(shard), "now": ddb.number(now)}
             request = ddb.expressions(values, KeyConditionExpression="#shard = :shard AND #rings <= :now")
             request |= {"IndexName": "due", "Limit": _PAGE}
-            while len(ripe) < limit:
+            while True:
                 page = await self._table.ask("query", **request)
                 records = await self._table.get_records([item["id"]["S"] for item in page["Items"]])
                 # The index is behind, and shows what is held earlier than it rings.
-                ripe += [record for record in records if record.rings_at is not None and record.rings_at <= now]
-                if "LastEvaluatedKey" not in page:
+                found += [record for record in records if record.rings_at is not None and record.rings_at <= now]
+                found = sorted(found, key=lambda record: record.rings_at or 0.0)[:limit]
+                last = page.get("LastEvaluatedKey")
+                if last is None or (len(found) == limit and (found[-1].rings_at or 0.0) <= float(last["rings"]["N"])):
                     break
-                request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
-            found += ripe
-        return sorted(found, key=lambda record: record.rings_at or 0.0)[:limit]
+                request["ExclusiveStartKey"] = last
+        return found
 
     @plain_or_async
     async def find(

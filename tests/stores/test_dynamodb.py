@@ -1200,6 +1200,18 @@ class TestValues:
         assert other.due(NOW + 59, 9) == []
         assert other.due(NOW + 60, 9) == [taken]
 
+    def test_the_earliest_comes_first(self, storage: Any, other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Though in the index what is held stands earlier, and among others, in any order."""
+        monkeypatch.setattr("sequential.stores.dynamodb._PAGE", 1)
+        start, due = NOW - NOW % 64, list[Record]()
+        for number in range(40):
+            seconds = start + 1 + number * 37 % 101
+            times = {"lease": seconds, "due": None} if number % 3 else {"lease": 0.0, "due": seconds}
+            due.append(held(storage, f"id-{number}", **times))
+        due.sort(key=lambda record: record.rings_at or 0.0)
+        for limit in (1, 2, 7, 39, 99):
+            assert other.due(start + 102, limit) == due[:limit]
+
     def test_arguments(self, storage: Any) -> None:
         from sequential.stores.dynamodb import DynamoDBStorage
 
