@@ -138,6 +138,26 @@ TABLE: dict[str, Any] = {
 """What the table is, besides its name."""
 
 
+def missing_from(table: Mapping[str, Any]) -> list[str]:
+    """Return which indexes a table lacks that is described so, or has with other keys or too few attributes."""
+    indexes = {index["IndexName"]: index for index in table.get("GlobalSecondaryIndexes", ())}
+    return [
+        f"an index {wanted['IndexName']!r} of {', '.join(_attributes(wanted))}"
+        for wanted in TABLE["GlobalSecondaryIndexes"]
+        if not _serves(indexes.get(wanted["IndexName"]), wanted)
+    ]
+
+
+def _serves(index: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+    if index is None or index["KeySchema"] != wanted["KeySchema"]:
+        return False
+    return index["Projection"]["ProjectionType"] == "ALL" or {*_attributes(index)} >= {*_attributes(wanted)}
+
+
+def _attributes(index: Mapping[str, Any]) -> list[str]:
+    return [*(key["AttributeName"] for key in index["KeySchema"]), *index["Projection"].get("NonKeyAttributes", ())]
+
+
 class Refused(Exception):
     """A condition did not hold.
 

@@ -51,6 +51,11 @@ class Table:
             await settle(waiter.wait(TableName=self.name, WaiterConfig=_PATIENCE))
         except BotoCoreError as error:
             raise ddb.explain(error) from error
+        if missing := ddb.missing_from((await self.ask("describe_table"))["Table"]):
+            raise StorageError(
+                f"DynamoDB: table {self.name!r} lacks {', '.join(missing)}: add what is missing, or let table= name"
+                " what create_schema() has made"
+            )
         version = ddb.key("#", "schema") | {"schema": ddb.value(ddb.SCHEMA)}
         check = ddb.expressions({}, ConditionExpression="attribute_not_exists(#id) OR #schema <= :schema")
         try:
@@ -58,8 +63,16 @@ class Table:
         except Refused as refused:
             ddb.check_version(refused.item)
         if self.ttl is not None:
-            expires = {"Enabled": True, "AttributeName": "expires"}
-            await self.ask("update_time_to_live", but="already enabled", TimeToLiveSpecification=expires)
+            await self._let_expire()
+
+    async def _let_expire(self) -> None:
+        """Let items expire, unless they do."""
+        try:
+            await self.ask("update_time_to_live", TimeToLiveSpecification={"Enabled": True, "AttributeName": "expires"})
+        except StorageError:  # which it also is to say so twice, or to be one of two who say so
+            lives = (await self.ask("describe_time_to_live"))["TimeToLiveDescription"]
+            if lives.get("AttributeName") != "expires" or lives["TimeToLiveStatus"] not in {"ENABLED", "ENABLING"}:
+                raise
 
     async def get(self, id: str, fields: str = "", signal: str = "") -> Item | None:
         """Read the item of a record that has not expired."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import socket
 import subprocess
 import sys
@@ -893,21 +894,80 @@ class TestSchema:
         ):
             storage.create_schema()
 
-    def test_a_table_of_another_kind(self, storage: Any) -> None:
-        table = new_table()
-        storage._table.client.create_table(
-            TableName=table,
-            AttributeDefinitions=[{"AttributeName": "name", "AttributeType": "S"}],
-            KeySchema=[{"AttributeName": "name", "KeyType": "HASH"}],
-            BillingMode="PAY_PER_REQUEST",
+    @pytest.fixture
+    def create(self, storage: Any, dynamodb_server: DynamoServer) -> Iterator[Callable[..., Any]]:
+        """Let a table be there that differs from ours, and return a storage over it."""
+        from sequential.stores import dynamodb_items as ddb
+
+        made = list[Any]()
+
+        def create(**fields: Any) -> Any:
+            made.append(created := another(storage, dynamodb_server, ttl=1e6))
+            created._table.name = new_table()
+            wanted = {name: value for name, value in (ddb.TABLE | fields).items() if value}
+            named = re.findall(r"'AttributeName': '(\w+)', 'KeyType'", str(wanted))
+            wanted["AttributeDefinitions"] = [
+                {"AttributeName": name, "AttributeType": "N" if name == "rings" else "S"} for name in sorted({*named})
+            ]
+            created._table.client.create_table(TableName=created._table.name, **wanted)
+            return created
+
+        yield create
+        for created in made:
+            created._table.client.delete_table(TableName=created._table.name)
+            created.close()
+
+    def test_a_table_of_another_kind(self, create: Callable[..., Any]) -> None:
+        foreign = create(KeySchema=[{"AttributeName": "name", "KeyType": "HASH"}])
+        with pytest.raises(StorageError, match=r"DynamoDB: .*table= must name what create_schema\(\) has made"):
+            foreign.create_schema()
+
+    def test_a_table_without_all_that_is_needed(self, create: Callable[..., Any]) -> None:
+        from sequential.stores import dynamodb_items as ddb
+
+        due, ids = ddb.TABLE["GlobalSecondaryIndexes"]
+        no_due, no_ids = "an index 'due' of shard, rings", "an index 'ids' of shard, id, status, workflow"
+        for indexes, missing in (
+            ([], f"{no_due}, {no_ids}"),
+            ([ids], no_due),
+            ([due, ids | {"IndexName": "names"}], no_ids),
+            ([due | {"KeySchema": ids["KeySchema"]}, ids], no_due),
+            ([due, ids | {"Projection": due["Projection"]}], no_ids),
+        ):
+            told = (
+                rf"DynamoDB: table 'test-.*' lacks {missing}: add what is missing, or let table= name what create_sch"
+            )
+            with pytest.raises(StorageError, match=told):
+                create(GlobalSecondaryIndexes=indexes).create_schema()
+
+    def test_a_table_with_more_than_is_needed(self, create: Callable[..., Any]) -> None:
+        from sequential.stores import dynamodb_items as ddb
+
+        due, ids = (index | {"Projection": {"ProjectionType": "ALL"}} for index in ddb.TABLE["GlobalSecondaryIndexes"])
+        made = create(GlobalSecondaryIndexes=[due, ids, ids | {"IndexName": "more"}])
+        made.create_schema()
+        record = held(made)
+        assert made.find("", 9, "running", "workflow") == made.due(NOW + 99, 9) == [record]
+
+    @pytest.mark.parametrize("status", ["ENABLING", "ENABLED", "DISABLED", "of another attribute"])
+    def test_expiry_that_has_just_been_asked_for(self, create: Callable[..., Any], status: str) -> None:
+        """Amazon may refuse to be told so again for an hour."""
+        told = "Time to live has been modified multiple times within a fixed interval"
+        storage = create()
+        answer(
+            storage, "UpdateTimeToLive", {"__type": "com.amazon.coral.validate#ValidationException", "Message": told}
         )
-        storage._table.name, own = table, storage._table.name
-        try:
-            with pytest.raises(StorageError, match=r"DynamoDB: .*table= must name what create_schema\(\) has made"):
+        described: dict[str, Any] = {"TimeToLiveStatus": status, "AttributeName": "expires"}
+        if status == "DISABLED":
+            del described["AttributeName"]
+        if status.startswith("of"):
+            described = {"TimeToLiveStatus": "ENABLED", "AttributeName": "ttl"}
+        answer(storage, "DescribeTimeToLive", {"TimeToLiveDescription": described}, status=200)
+        if status in {"ENABLING", "ENABLED"}:
+            storage.create_schema()
+        else:
+            with pytest.raises(StorageError, match=f"DynamoDB: .*{told}"):
                 storage.create_schema()
-        finally:
-            storage._table.client.delete_table(TableName=table)
-            storage._table.name = own
 
 
 def lives(storage: Any, id: str = "one") -> int:
