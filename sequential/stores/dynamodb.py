@@ -83,14 +83,18 @@ class DynamoDBStorage(ClientJournal):
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         endpoint = options.pop("endpoint", None)
-        if parts.scheme != "dynamodb" or options:
-            raise ValueError(f"DynamoDB's URLs are dynamodb://region/table?endpoint=http://host:port, not {url!r}")
+        shown = re.sub("//[^/?]*@", "//***@", url)
+        other = ValueError(f"DynamoDB's URLs are dynamodb://region/table?endpoint=http://host:port, not {shown!r}")
+        if parts.scheme != "dynamodb" or options or endpoint == "" or re.search("[:@]", parts.netloc) or parts.fragment:
+            raise other
         with extra("dynamodb"):
             import boto3  # noqa: PLC0415 - only those need it who bring no client
         try:
             client = boto3.client("dynamodb", region_name=parts.hostname, endpoint_url=endpoint)
         except BotoCoreError as error:
             raise ddb.explain(error) from error
+        except ValueError as error:  # it is no URL of a server
+            raise other from error
         return cls(client, table=parts.path[1:] or "sequential", ttl=ttl, codec=codec)
 
     def is_async(self) -> bool:

@@ -1334,15 +1334,29 @@ class TestUrls:
             open_storage("dynamodb:///table")
 
     @pytest.mark.parametrize(
-        "url", ["redis://host/table", "dynamodb://region/table?ttl=3", "dynamodb://r/t?endpoint=x&a=b"]
+        "url",
+        [
+            "redis://host/table",
+            "dynamodb://region/table?ttl=3",
+            "dynamodb://r/t?endpoint=x&a=b",
+            "dynamodb://region:8000/table",
+            "dynamodb://key:secret@region/table",
+            "dynamodb://:secret@region/table",
+            "dynamodb://region/table#secret",
+            "dynamodb://region/table?endpoint=",
+            "dynamodb://region/table?endpoint=nonsense",
+            "dynamodb://region/table?endpoint=localhost:8000",
+            "dynamodb://region/table?endpoint=http://",
+        ],
     )
     def test_other_urls(self, url: str) -> None:
         from sequential.stores.dynamodb import DynamoDBStorage
 
         with pytest.raises(
             ValueError, match=r"DynamoDB's URLs are dynamodb://region/table\?endpoint=http://host:port, not"
-        ):
+        ) as told:
             DynamoDBStorage.from_url(url)
+        assert ":secret" not in str(told.value)
 
     def test_without_boto3(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from sequential.stores.dynamodb import DynamoDBStorage
