@@ -174,7 +174,7 @@ class DynamoDBStorage(ClientJournal):
             await self._table.ask("put_item", Item=item, **check)
         except Refused as refused:
             if not ddb.is_by(claim, refused.item):
-                await self._table.delete(record.id, ddb.parts_of(input))
+                await self._table.drop(record.id, ddb.parts_of(input))
                 return refused.item, False
         return item, True
 
@@ -188,7 +188,7 @@ class DynamoDBStorage(ClientJournal):
         elif taken is not None:
             gone, parts = ("#pending.#signal",), self._large.pop((record.id, taken), [])
             await self._hold(record, held, result, removed=gone, also="ADD #closed :names", signal=taken)
-            await self._table.delete(record.id, parts)
+            await self._table.drop(record.id, parts)
         else:
             await self._hold(record, held, result)
 
@@ -367,7 +367,7 @@ class DynamoDBStorage(ClientJournal):
                 # It is ours even if it was taken, or if others came, before a client has repeated what was lost.
                 if found is not None and (found.get("signalled") == by or found["pending"]["M"].get(name) == kept):
                     return await self._table.as_record(found), True
-            await self._table.delete(id, ddb.parts_of(stored))
+            await self._table.drop(id, ddb.parts_of(stored))
         raise _restless(id)
 
     @plain_or_async
@@ -403,7 +403,8 @@ class DynamoDBStorage(ClientJournal):
             elif items and await self._table.get(id, "#run") is not None:
                 continue  # what was listed may belong to one that was created meanwhile
             # The input of another run may be that of an execution which is just being created.
-            await self._table.delete(id, [*own, *(part for part in items if _NEW not in part)])
+            left = [*own, *(part for part in items if _NEW not in part)]
+            await (self._table.delete(id, left) if held is None else self._table.drop(id, left))
             return
         raise _restless(id)
 

@@ -124,12 +124,16 @@ class Table:
         item: Item = answer.get("Attributes", {})
         return item
 
-    async def delete(self, id: str, parts: Iterable[str]) -> None:
+    async def drop(self, id: str, parts: Iterable[str]) -> None:
         """Delete items of an execution that nobody looks at any more, as far as that can be done."""
-        left = iter(parts)
         with suppress(StorageError):  # what they belonged to is settled, and the next removal tries again
-            while batch := [{"DeleteRequest": {"Key": ddb.key(id, part)}} for part in islice(left, _DELETED)]:
-                await self._batch("write", "UnprocessedItems", batch)
+            await self.delete(id, parts)
+
+    async def delete(self, id: str, parts: Iterable[str]) -> None:
+        """Delete items of an execution."""
+        left = iter(parts)
+        while batch := [{"DeleteRequest": {"Key": ddb.key(id, part)}} for part in islice(left, _DELETED)]:
+            await self._batch("write", "UnprocessedItems", batch)
 
     async def clear(self, ended: Record) -> None:
         """Delete what a run has left that another has taken the place of, but for signals that nobody has taken."""
@@ -140,7 +144,7 @@ class Table:
             for signal in item["pending"]["M"].values():
                 for part in ddb.parts_of(signal["M"]["data"]):
                     left.pop(part, None)
-        await self.delete(ended.id, left)
+        await self.drop(ended.id, left)
 
     async def write_data(self, id: str, stem: str, data: bytes, limit: int, later: int) -> Value:
         """Return bytes as a value; if there are more than `limit`, they are written in parts, and it says where."""

@@ -718,6 +718,20 @@ class TestTrouble:
             storage.remove(old.id)
             assert items(storage, old.id) == {}
 
+    def test_who_asks_for_a_removal_learns_that_something_is_left(
+        self, storage: Any, dynamodb_server: DynamoServer
+    ) -> None:
+        for number in range(5):
+            old = step(storage, held(storage, f"id-{number}"))
+            with closing(impatient(storage, dynamodb_server)) as mine:
+                throttle(mine, number)
+                try:
+                    mine.remove(old.id)
+                except StorageError:
+                    assert items(storage, old.id) != {}
+                    storage.remove(old.id)
+            assert items(storage, old.id) == {}
+
     def test_who_has_lost_a_race_need_not_clean_up(self, storage: Any, dynamodb_server: DynamoServer) -> None:
         record, large = Record("one", "run", token=1, lease=NOW + 60), b"1" * 9000
         with closing(impatient(storage, dynamodb_server)) as mine:
