@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
-from itertools import islice
 from math import inf
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -18,19 +17,13 @@ from ..storage import CLOSED, Record, Result, new_run, refuses, settle
 from . import firestore_documents as docs
 from .clients import ClientJournal, extra, plain_or_async
 from .firestore_documents import ABSENT, Fields, Stored, Value, Write
+from .firestore_requests import TOGETHER, Requests
 
 with extra("firestore"):
-    from google.api_core.retry import AsyncRetry, Retry, if_exception_type
     from google.cloud.firestore import AsyncClient, Client, FieldFilter
-
-_TOGETHER = 8
-"""Parts in one request: below its limit of 10 MiB."""
 
 _PAGE = 1 << 20
 """Bytes after which a page of results ends."""
-
-_WRITES = 450
-"""Documents removed with one request: below its limit of 500 writes, together with what else is written."""
 
 _ATTEMPTS = 100
 """How often a change is tried while others change the same execution: each time one of them has succeeded."""
@@ -46,8 +39,9 @@ class FirestoreStorage(ClientJournal):
     Google advises to write to a document no more than about once a second for long, and to a collection no more than
     about 500 times a second: an execution of many quick steps is better kept elsewhere.
 
-    What a process leaves behind that dies while it removes an execution, or writes a large value, is never read; a
-    time-to-live policy removes it.  Results need no index of their data, which saves money::
+    What a process leaves behind that dies while it removes an execution, or writes a large value, is never read; it
+    goes when that id is next removed, or by a time-to-live policy.  Results need no index of their data, which saves
+    money::
 
         gcloud firestore indexes fields update data --collection-group=steps --disable-indexes
 
@@ -92,9 +86,7 @@ class FirestoreStorage(ClientJournal):
         self._client: Any = client
         self._records: Any = self._client.collection(collection)
         self._ttl = ttl
-        self._is_async = isinstance(client, AsyncClient)
-        retry: Any = AsyncRetry if self._is_async else Retry
-        self._retry = partial(retry, if_exception_type(*docs.AGAIN), initial=0.1, maximum=5.0, timeout=timeout)
+        self._requests = Requests(client, timeout)
         self._known: dict[str, Stored] = {}
 
     @classmethod
@@ -120,7 +112,7 @@ class FirestoreStorage(ClientJournal):
 
     def is_async(self) -> bool:
         """Whether the client is an ``AsyncClient``."""
-        return self._is_async
+        return self._requests.is_async
 
     @plain_or_async
     async def close(self) -> None:
@@ -130,13 +122,14 @@ class FirestoreStorage(ClientJournal):
     @plain_or_async
     async def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
         """Take a lease, or create a record."""
-        nonce, input = new_run(), self._large_input(wanted)
+        nonce = new_run()
         for _ in range(_ATTEMPTS):
             stored, record = await self._load(wanted.id)
             if record is None:
                 if not create:
                     return None, False
-                record, changes, value = wanted, docs.fields_of(wanted) | {"pending": []}, input
+                record, changes = wanted, docs.fields_of(wanted) | {"pending": []}
+                value = self._large_input(wanted)  # not that of an attempt before, which may have been removed
             elif stored.fields["claim"] == nonce:  # the answer was lost, and Google's client has asked again
                 return record, True
             elif record.lease > now or refuses(record, wanted, create):
@@ -146,6 +139,7 @@ class FirestoreStorage(ClientJournal):
                 changes, value = docs.changing(record), None
             if await self._put(wanted.id, stored, changes | {"claim": nonce}, value):
                 return record, True
+            await self._abandon(value)
         raise _refused(wanted.id)
 
     async def _commit(
@@ -160,7 +154,7 @@ class FirestoreStorage(ClientJournal):
         await self._change(record, {}, self._result(record, result))
 
     async def _restart(self, record: Record, held: Record) -> None:
-        gone = await self._documents_of(held.id, held.run)
+        gone = await self._all_of(held.id, "steps")
         await self._change(held, docs.fields_of(record), self._large_input(record), gone)
 
     @plain_or_async
@@ -196,18 +190,21 @@ class FirestoreStorage(ClientJournal):
     @plain_or_async
     async def signal(self, id: str, name: str, data: bytes, now: float) -> tuple[Record | None, bool]:
         """Keep a signal."""
-        key = new_run()
-        value = Value(self._below(id, "signals").document(key), {"name": name, "data": data}, key, set())
-        entry = docs.entry_of(name, key, data)
+        sent, run, value = set[str](), None, None
         for _ in range(_ATTEMPTS):
             stored, record = await self._load(id)
-            if record is None:
-                return None, False
             pending = docs.pending(stored.fields)
-            if pending.get(name) == entry:  # the answer was lost, and Google's client has asked again
+            if sent & {*pending.values()}:  # Google's client has asked again, as in claim
                 return record, True
-            if record.status in CLOSED or name in pending or name in stored.fields["closed"]:
+            if record is None or record.status in CLOSED or name in pending or name in stored.fields["closed"]:
+                await self._abandon(value)
                 return record, False
+            if value is None or record.run != run:  # what lay below another run may have been removed
+                await self._abandon(value)
+                run, key = record.run, new_run()
+                value = Value(self._below(id, "signals").document(key), {"name": name, "data": data}, key, set())
+            entry = docs.entry_of(value)
+            sent.add(entry)
             if record.waits == name and not record.lease:
                 record = record._replace(due=now)
             changes = docs.changing(record) | {"pending": [*pending.values(), entry]}
@@ -227,20 +224,23 @@ class FirestoreStorage(ClientJournal):
         return None
 
     async def _remove(self, id: str, held: Record | None) -> None:
-        """Remove an execution, as far as one request can hold its documents, and then the rest of them."""
+        """Remove an execution, and all that others have left behind below it."""
 
         def fits(stored: Stored) -> bool:
             return stored.time is not None if held is None else docs.is_held(stored, held)
 
         stored, repeated = self._known.get(id, ABSENT), False
         for _ in range(_ATTEMPTS):
+            # What is there before the record is removed, or seen to be absent, no later one can come to use.
+            below = [*await self._all_of(id, "steps"), *await self._all_of(id, "signals")]
             if not fits(stored):
                 stored = await self._get(id)
-            if not fits(stored):
-                if held is None or (repeated and stored.time is None):  # it is gone, and it may be we who did it
-                    return
+            if stored.time is None and (held is None or repeated):  # it is gone, and it may be we who did it
+                await self._requests.send_each(below, docs.removal)
+                return
+            if held is not None and not fits(stored):
                 raise Fenced(id, held.token)
-            done = await self._apply(id, stored, None, docs.removals(await self._belongings(id, stored.fields)))
+            done = await self._apply(id, stored, None, gone=below)
             if done:
                 return
             stored, repeated = ABSENT, repeated or done is None
@@ -251,7 +251,7 @@ class FirestoreStorage(ClientJournal):
         held: Record,
         changes: Fields,
         value: Value | None,
-        gone: Iterable[Any] = (),
+        gone: Sequence[Any] = (),
         *,
         absent: str | None = None,
         taken: str | None = None,
@@ -262,6 +262,7 @@ class FirestoreStorage(ClientJournal):
             if not docs.is_held(stored, held, absent):
                 stored = await self._get(held.id)
             if not docs.is_held(stored, held, absent):
+                await self._abandon(value)
                 raise Fenced(held.id, held.token)
             names, entries = docs.take(stored.fields, absent, taken)
             doomed = [*gone, *self._signal_documents(held.id, entries)]
@@ -271,10 +272,13 @@ class FirestoreStorage(ClientJournal):
         raise _refused(held.id)
 
     async def _put(
-        self, id: str, stored: Stored, changes: Fields, value: Value | None = None, gone: Iterable[Any] = ()
+        self, id: str, stored: Stored, changes: Fields, value: Value | None = None, gone: Sequence[Any] = ()
     ) -> bool:
         """Write a record that is still as it was read, and a value with it; tell whether it was."""
-        old, lives, others = stored.fields, None, docs.removals(gone)
+        old, lives = stored.fields, None
+        if value is not None and stored.time is None and docs.parts_of(value):  # so that a removal is noticed
+            await self._apply(id, stored, docs.RESERVED)
+            return False
         if self._ttl is not None:
             expires = docs.expires_at(old | changes, self._ttl)
             until, lives = old.get("until", 0.0), old.get("promised", 0.0)
@@ -285,18 +289,27 @@ class FirestoreStorage(ClientJournal):
                     return False
             if expires > until:
                 until = lives
-                if not await self._send_all(docs.renewals(await self._belongings(id, old), until), _WRITES):
+                renew = partial(docs.renewal, lives=until)
+                if not await self._requests.send_each(await self._belongings(id, old), renew):
                     return False
             changes = changes | docs.expiring(expires) | {"until": until, "promised": lives}
-        if value is not None:
-            if lives not in value.written:
-                await self._send_all(docs.parts_of(value, lives), _TOGETHER)
-                value.written.add(lives)
-            others.insert(0, docs.head_of(value, lives))
-        return bool(await self._apply(id, stored, changes, others))
+        if value is None:
+            return bool(await self._apply(id, stored, changes, gone=gone))
+        if lives not in value.written:
+            await self._requests.send_all(docs.parts_to_write(value, lives), TOGETHER)
+            value.written.add(lives)
+        return bool(await self._apply(id, stored, changes, docs.head_of(value, lives), gone=gone))
+
+    async def _abandon(self, value: Value | None) -> None:
+        """Remove the parts of a value that was refused, unless it was written after all."""
+        if value is not None and value.written and (parts := docs.parts_of(value)):
+            with suppress(StorageError):
+                head = await self._requests.ask(value.document.get)
+                if (head.to_dict() or {}).get("parts") != value.stem:
+                    await self._requests.send_each(parts, docs.removal)
 
     async def _apply(
-        self, id: str, stored: Stored, changes: Fields | None, others: Sequence[Write] = ()
+        self, id: str, stored: Stored, changes: Fields | None, *others: Write, gone: Sequence[Any] = ()
     ) -> list[Any] | None:
         """Do all this in one request if the record is still as it was read, or else nothing.
 
@@ -304,57 +317,27 @@ class FirestoreStorage(ClientJournal):
             id: Whose record.
             stored: The record as it was read.
             changes: What to write of it; ``None`` removes it.
-            others: What else to do; more than one request can hold is done after it.
+            others: What else to do.
+            gone: Documents that nobody reads afterwards; more than one request can hold are removed after it.
 
         Returns:
-            As `_send`.
+            As `Requests.send`.
         """
         unchanged = None if stored.time is None else self._client.write_option(last_update_time=stored.time)
         write = docs.write_of(self._document(id), stored, changes, unchanged)
-        done = await self._send([write, *others[:_WRITES]])
+        along = TOGETHER - 2  # besides the record and a value
+        done = await self._requests.send([write, *others, *map(docs.removal, gone[:along])])
         self._known.pop(id, None)
         if done:
             if changes is not None:
                 self._remember(id, Stored(done[0].update_time, stored.fields | changes))
-            with suppress(StorageError):  # what is left of it nobody reads
-                await self._send_all(others[_WRITES:], _WRITES)
+            with suppress(StorageError):
+                await self._requests.send_each(gone[along:], docs.removal)
         return done
-
-    async def _send_all(self, writes: Iterable[Write], at_once: int) -> bool:
-        """Do so many writes with each request until one is refused; tell whether none was."""
-        writes = iter(writes)
-        while some := list(islice(writes, at_once)):
-            if not await self._send(some):
-                return False
-        return True
-
-    async def _send(self, writes: Iterable[Write]) -> list[Any] | None:
-        """Commit a batch.
-
-        Returns:
-            What it has done: nothing if a precondition of it does not hold, and ``None`` if that is what Google's
-            client was told when it asked again; then the first request may have done it.
-        """
-        batch, failures = self._client.batch(), list[Exception]()
-        with docs.explained():
-            for write in writes:
-                write(batch)
-        try:
-            done: list[Any] = await self._ask(batch.commit, failures.append)
-        except StorageError as error:
-            if isinstance(error.__cause__, docs.REFUSED):  # if the database is missing, the next request says so
-                return None if failures else []
-            raise
-        return done
-
-    async def _ask(self, request: Callable[..., Any], on_error: Callable[[Exception], None] | None = None) -> Any:
-        """Make a request and return its answer."""
-        with docs.explained():
-            return await settle(request(retry=self._retry(on_error=on_error)))
 
     async def _get(self, id: str) -> Stored:
         """Read a record's document."""
-        found = docs.stored(await self._ask(self._document(id).get))
+        found = docs.stored(await self._requests.ask(self._document(id).get))
         self._remember(id, found)
         return found
 
@@ -387,10 +370,10 @@ class FirestoreStorage(ClientJournal):
         """Return up to `limit` records of a query that are there and have not expired."""
         found = list[Record]()
         while True:
-            page = await self._ask(query.limit(limit).get)
+            page = await self._requests.ask(query.limit(limit).get)
             for each in page:
-                record = await self._record(each.id[2:], docs.stored(each))
-                found += [] if record is None else [record]
+                if record := await self._record(each.id[2:], docs.stored(each)):
+                    found.append(record)
             if len(page) < limit or len(found) >= limit:
                 return found[:limit]
             query = query.start_after(page[-1])
@@ -410,35 +393,24 @@ class FirestoreStorage(ClientJournal):
             room -= len(page[-1]["data"])
             return room > 0 and "parts" not in page[-1]
 
-        await self._stream(collection, start, stop, take)
+        await self._requests.stream(docs.between(collection, start, stop), take)
         if not page or "parts" not in page[-1]:
             return page
         *small, large = page
         if small:
             return small
         stem = large["parts"]
-        await self._stream(collection, f"{stem}-", f"{stem}.", lambda part: whole.write(part.get("data")))
+        parts = docs.between(collection, f"{stem}-", f"{stem}.")
+        await self._requests.stream(parts, lambda part: whole.write(part.get("data")))
         return [large | {"data": whole.getvalue()}] if whole.tell() == large["size"] else []
 
-    async def _stream(self, collection: Any, start: str, stop: str, take: Callable[[Any], object]) -> None:
-        """Hand out documents in the order of their names, as long as there are more and `take` wants more."""
-        with docs.explained():
-            stream = docs.between(collection, start, stop).stream(retry=self._retry())
-            following: Any = anext if self._is_async else next
-            try:
-                while (found := await settle(following(stream, None))) is not None and take(found):
-                    pass
-            finally:
-                await settle(stream.aclose() if self._is_async else stream.close())
-
-    async def _documents_of(self, id: str, run: str) -> list[Any]:
-        """Return all that belongs to a run."""
-        query = docs.between(self._below(id, "steps"), f"{run}-", f"{run}.").select([])
-        return [found.reference for found in await self._ask(query.get)]
+    async def _all_of(self, id: str, name: str, start: str = "!", stop: str = "~~") -> list[Any]:
+        """Return the documents in a collection below a record."""
+        return await self._requests.find(docs.between(self._below(id, name), start, stop))
 
     async def _belongings(self, id: str, fields: Fields) -> list[Any]:
         """Return all that belongs to an execution."""
-        results = await self._documents_of(id, fields["run"]) if fields else []
+        results = await self._all_of(id, "steps", f"{fields['run']}-", f"{fields['run']}.") if fields else []
         return results + self._signal_documents(id, fields.get("pending", ()))
 
     def _signal_documents(self, id: str, entries: Iterable[str]) -> list[Any]:

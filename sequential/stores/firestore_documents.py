@@ -2,12 +2,15 @@
 
 An execution is the document ``x-{id}``.  Below it are its results ``steps/{run}-{step}`` and its signals
 ``signals/{key}``, of which the record names those that wait to be taken.  A value too large for one document names the
-stem of its parts, which nobody else writes: what a writer leaves behind that is refused, nobody looks at.
+stem of its parts, which nobody else writes: what a writer leaves behind that is refused, nobody looks at.  Whatever is
+written below a record, even ahead of it, its writer commits only as long as the document of the record is there as it
+was read: who removes that first may remove all that was below it then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from math import ceil
@@ -39,6 +42,9 @@ INPUT = -1
 INLINE = 1 << 18
 """Bytes of an input that stands in the record's own document, where names of signals need room too."""
 
+RESERVED: Fields = {"schema": SCHEMA, "expires": datetime.fromtimestamp(0, UTC)}
+"""A document that counts as absent, for a record whose large input is being written."""
+
 _LATEST = 253_402_300_799
 """The last second that a timestamp can tell: the end of the year 9999."""
 
@@ -50,6 +56,7 @@ AGAIN = (
     exceptions.ServiceUnavailable,
 )
 REFUSED = (exceptions.AlreadyExists, exceptions.FailedPrecondition, exceptions.NotFound)
+TOO_MUCH = exceptions.InvalidArgument
 
 _LOGIN = "run gcloud auth application-default login, or give the client credentials="
 _AWAY = "check that it can be reached, or give a longer timeout="
@@ -63,7 +70,7 @@ _REMEDIES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.ServiceUnavailable, _AWAY),
     (exceptions.DeadlineExceeded, _AWAY),
     (exceptions.FailedPrecondition, "the database must be in native mode, with single-field indexes as they are made"),
-    (exceptions.InvalidArgument, "nothing was recorded; a document holds at most 1 MiB"),
+    (TOO_MUCH, "nothing was recorded; a document holds at most 1 MiB"),
     (OSError, "name the project, firestore://project, or set GOOGLE_CLOUD_PROJECT"),
 )
 
@@ -127,9 +134,9 @@ def pending(fields: Fields) -> dict[str, str]:
     return {entry.split()[0]: entry for entry in fields.get("pending", ())}
 
 
-def entry_of(name: str, key: str, data: bytes) -> str:
+def entry_of(value: Value) -> str:
     """Return what a record says of a signal: its name, its document and how many parts that has."""
-    return f"{name} {key} {ceil(len(data) / PART) if len(data) > PART else 0}"
+    return f"{value.fields['name']} {value.stem} {len(parts_of(value))}"
 
 
 def keys_of(entry: str) -> list[str]:
@@ -156,6 +163,11 @@ def part_key(stem: str, number: int) -> str:
     return f"{stem}-{number:06}"
 
 
+def is_part(document: Any) -> bool:
+    """Whether a document is a part, and so as large as can be."""
+    return re.search(r"-\d{6}$", document.id) is not None
+
+
 def expires_at(fields: Fields, ttl: float) -> float:
     """Return when a record expires: so long after its last change, or after the next one if that is known."""
     return float(max(fields["changed"], fields["rings"] or 0.0, fields["wake"] or 0.0) + ttl)
@@ -177,11 +189,17 @@ def write_of(document: Any, stored: Stored, changes: Fields | None, unchanged: A
     return methodcaller("update", document, differs or {"run": stored.fields["run"]}, unchanged)
 
 
-def parts_of(value: Value, lives: float | None) -> Iterator[Write]:
-    """Return how to write the parts of a value, if it needs any."""
-    data, collection, expires = value.fields["data"], value.document.parent, expiring(lives)
-    for number, part in enumerate(split(data, PART) if len(data) > PART else ()):
-        yield methodcaller("set", collection.document(part_key(value.stem, number)), {"data": part, **expires})
+def parts_of(value: Value) -> list[Any]:
+    """Return the documents of the parts of a value: none if it needs none."""
+    collection, size = value.document.parent, len(value.fields["data"])
+    count = ceil(size / PART) if size > PART else 0
+    return [collection.document(part_key(value.stem, number)) for number in range(count)]
+
+
+def parts_to_write(value: Value, lives: float | None) -> Iterator[Write]:
+    """Return how to write the parts of a value, each made when it is asked for."""
+    parts, expires = zip(parts_of(value), split(value.fields["data"], PART), strict=False), expiring(lives)
+    return (methodcaller("set", document, {"data": part, **expires}) for document, part in parts)
 
 
 def head_of(value: Value, lives: float | None) -> Write:
@@ -191,14 +209,14 @@ def head_of(value: Value, lives: float | None) -> Write:
     return methodcaller("set", value.document, fields | parts)
 
 
-def removals(documents: Iterable[Any]) -> list[Write]:
-    """Return how to remove documents."""
-    return [methodcaller("delete", document) for document in documents]
+def removal(document: Any) -> Write:
+    """Return how to remove a document."""
+    return methodcaller("delete", document)
 
 
-def renewals(documents: Iterable[Any], lives: float) -> Iterator[Write]:
-    """Return how to let documents live longer, if they are there."""
-    return (methodcaller("update", document, expiring(lives)) for document in documents)
+def renewal(document: Any, lives: float) -> Write:
+    """Return how to let a document live longer, if it is there."""
+    return methodcaller("update", document, expiring(lives))
 
 
 def between(collection: Any, start: str, stop: str) -> Any:

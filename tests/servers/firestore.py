@@ -6,8 +6,9 @@ replaces it.
 
 It is strict where that finds mistakes: a query that needs an index which Firestore does not make by itself is refused
 unless the index is named, BatchGetDocuments answers in another order than it was asked in, and a commit takes at most
-500 writes, as older documentation says.  Transactions are optimistic: where Firestore may let a writer wait for a
-transaction that has read the document, here the transaction is aborted.
+500 writes, as older documentation says, to 10 MiB of documents, in whole and those that it removes among them.
+Transactions are optimistic: where Firestore may let a writer wait for a transaction that has read the document, here
+the transaction is aborted.
 """
 
 from __future__ import annotations
@@ -278,6 +279,9 @@ class FirestoreModel:
         _check_count(writes)
         now, documents = self._tick(), dict(self._documents)
         results = [_apply(documents, write, now) for write in writes]
+        touched = {name: self._documents.get(name) for name in (write.update.name or write.delete for write in writes)}
+        if sum(_document_size(documents.get(name, old)) for name, old in touched.items()) > MAX_REQUEST:
+            raise Refused("Transaction too big. Decrease transaction size.")
         self._documents = documents
         return now, results
 
@@ -337,8 +341,12 @@ def _check_precondition(wanted: Message, name: str, old: Message) -> None:
         raise Refused(f"Document already exists: {name}", Code.ALREADY_EXISTS)
 
 
+def _document_size(document: Message) -> int:
+    return 0 if document is None else _name_size(document.name) + _fields_size(document.fields)
+
+
 def _check_size(document: Message) -> None:
-    size = _name_size(document.name) + _fields_size(document.fields)
+    size = _document_size(document)
     if size > MAX_DOCUMENT:
         exceeds = f"exceeds the maximum allowed size of {MAX_DOCUMENT:,} bytes"
         raise Refused(f"Document '{document.name}' cannot be written because its size ({size:,} bytes) {exceeds}.")

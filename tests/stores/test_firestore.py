@@ -154,6 +154,36 @@ def model(own_model: FirestoreModel | None) -> FirestoreModel:
     return own_model
 
 
+@pytest.fixture
+def small(own_model: FirestoreModel | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of what documents and requests may hold, so that little is large."""
+    from sequential.stores import firestore_documents
+
+    monkeypatch.setattr(firestore_documents, "PART", 90_000)
+    if own_model is not None:
+        monkeypatch.setattr("tests.servers.firestore.MAX_REQUEST", 1 << 20)
+
+
+def interrupted(storage: Any, point: int, meanwhile: Callable[[], object], action: Callable[[], object]) -> bool:
+    """Do something, and something else before its request of this number; tell whether there was one."""
+    ask, left = storage._requests.ask, [point]
+
+    async def ask_afterwards(*arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] == -1:
+            meanwhile()
+        return await ask(*arguments)
+
+    storage._requests.ask = ask_afterwards
+    try:
+        action()
+    except Fenced:
+        pass
+    finally:
+        storage._requests.ask = ask
+    return left[0] < 0
+
+
 def documents(storage: Any, id: str = "one") -> dict[str, dict[str, Any]]:
     """All that is stored of an execution."""
     record = storage._document(id)
@@ -227,11 +257,26 @@ class TestSizes:
             assert documents(storage, id) == {}
 
         # Before and after two requests for parts, and one for the record, and nowhere.
-        assert commit_and_die(storage, other, (storage, "_ask"), results, removed=removed) == 7
+        assert commit_and_die(storage, other, (storage._requests, "ask"), results, removed=removed) == 7
+
+    def test_more_than_a_request_may_remove(self, storage: Any, other: Any) -> None:
+        record = held(storage)
+        for number in range(14):
+            record = step(storage, record, b"1" * (14_000_000 if number == 5 else 900_000))
+        storage.signal("one", "yes", b"2" * 14_000_000, NOW)
+        again = record._replace(run="again", token=record.token + 1)
+        storage.restart(again, record)
+        assert len(documents(storage)) == len(["record", "signal"]) + 16
+        assert other.received(again, "yes") == b"2" * 14_000_000
+        again = step(storage, again, b"3" * 14_000_000)
+        storage.commit(again._replace(token=again.token + 1), again.token, taken="yes")
+        assert len(documents(storage)) == len(["record", "result"]) + 16
+        storage.remove("one")
+        assert documents(storage) == {}
 
     @pytest.mark.parametrize("what", ["claim", "signal", "restart", "remove"])
-    def test_death_within_anything_else(self, storage: Any, other: Any, what: str) -> None:
-        large = b"3" * 2_000_000
+    def test_death_within_anything_else(self, storage: Any, other: Any, small: None, what: str) -> None:
+        large = b"3" * 1_500_000
         point, died = 0, True
         while died:
             id = f"{what}-{point}"
@@ -246,7 +291,7 @@ class TestSizes:
                 "restart": partial(storage.restart, new, old),
                 "remove": partial(storage.remove, id, old),
             }
-            died = dies(storage, "_ask", point, actions[what])
+            died = dies(storage._requests, "ask", point, actions[what])
             found = other.read(id)
             assert found in {"claim": (None, new), "signal": (old,), "restart": (old, new), "remove": (old, None)}[what]
             if found == old:
@@ -254,12 +299,154 @@ class TestSizes:
                 received = other.received(old, "yes")
                 assert received in ((None, large) if what == "signal" else (None,))
                 assert other.signal(id, "yes", b"", NOW) == (old, received is None)
-            elif found == new:
-                assert other.results(new, 0, 1) == other.results(old, 0, 1) == []
-            elif what == "remove":
-                assert documents(storage, id) == {}
+            else:
+                later = found or held(other, id, run="later")
+                assert other.results(later, 0, 1) == other.results(old, 0, 1) == []
+                assert other.received(later, "yes") is None
+                assert other.find(id[:-1], 99)[-1:] == [later]
+            other.remove(id)
+            assert documents(storage, id) == {}
             point += 1
-        assert point > 4
+        assert point > 6
+
+    def test_of_a_removal_broken_off_the_next_leaves_nothing(self, storage: Any, other: Any, small: None) -> None:
+        large = b"3" * 1_500_000
+        point, died = 0, True
+        while died:
+            record = step(storage, held(storage, f"id-{point}", input=large), large)
+            storage.signal(record.id, "yes", large, NOW)
+            died = dies(storage._requests, "ask", point, partial(storage.remove, record.id))
+            assert other.read(record.id) in (None, record)
+            other.remove(record.id)
+            assert documents(storage, record.id) == {}
+            point += 1
+        assert point > 12
+
+    @pytest.mark.parametrize("recreated", [False, True])
+    def test_a_removal_while_an_execution_is_created(
+        self, storage: Any, other: Any, small: None, recreated: bool
+    ) -> None:
+        large = b"4" * 1_500_000
+        point, more = 0, True
+        while more:
+            wanted = Record(f"id-{point}", "run", "workflow", large, token=1, lease=NOW + 60)
+
+            def meanwhile(wanted: Record = wanted) -> None:
+                if recreated:
+                    other.claim(wanted._replace(run="another"), NOW, True)
+                other.remove(wanted.id)
+
+            more = interrupted(storage, point, meanwhile, partial(storage.claim, wanted, NOW, True))
+            assert other.read(wanted.id) == wanted
+            other.remove(wanted.id)
+            assert documents(storage, wanted.id) == {}
+            point += 1
+        assert point > 5
+
+    def test_a_removal_while_a_signal_is_sent(self, storage: Any, other: Any, small: None) -> None:
+        large = b"5" * 1_500_000
+        point, more = 0, True
+        while more:
+            record = held(storage, f"id-{point}")
+
+            def meanwhile(id: str = record.id) -> None:
+                other.remove(id)
+                held(other, id, run="later")
+
+            more = interrupted(storage, point, meanwhile, partial(storage.signal, record.id, "yes", large, NOW))
+            assert other.received(other.read(record.id), "yes") == large
+            assert len(documents(storage, record.id)) == len(["record", "signal"]) + 17
+            other.remove(record.id)
+            assert documents(storage, record.id) == {}
+            point += 1
+        assert point > 3
+
+    @pytest.mark.parametrize("left", ["an execution", "parts"])
+    def test_what_is_made_while_an_earlier_execution_is_removed(
+        self, storage: Any, other: Any, small: None, left: str
+    ) -> None:
+        large = b"6" * 1_500_000
+        point, more = 0, True
+        while more:
+            id, made = f"id-{point}", list[Record]()
+            record = step(storage, held(storage, id, input=large), large)
+            if left == "parts":
+                dies(storage._requests, "ask", 7, partial(storage.remove, id))
+                assert other.read(id) is None
+                assert documents(other, id)
+
+            def meanwhile(record: Record = record, made: list[Record] = made) -> None:
+                other.remove(record.id, record if left == "an execution" and other.read(record.id) else None)
+                made.append(held(other, record.id, run="later", input=large))
+                other.signal(record.id, "yes", large, NOW)
+                made.append(step(other, made[-1], large))
+
+            more = interrupted(storage, point, meanwhile, partial(storage.remove, id))
+            found = other.read(id)
+            assert found in (None, *made[1:])
+            if found is not None:
+                assert other.received(found, "yes") == large
+                assert other.results(found, 0, 1) == [Result(0, data=large)]
+            other.remove(id)
+            assert documents(storage, id) == {}
+            point += 1
+        assert point > 3
+
+    @pytest.mark.parametrize("what", ["claim", "commit", "save", "restart", "signal"])
+    def test_who_is_too_late_leaves_no_parts(self, storage: Any, other: Any, small: None, what: str) -> None:
+        large = b"7" * 1_500_000
+        point, more = 0, True
+        while more:
+            id = f"id-{point}"
+            old = Record(id, "run", "workflow", b"{}", token=1, lease=NOW + 60)
+            new, late = old._replace(run="new", token=2, input=large), old._replace(status="finished", token=9)
+            if what != "claim":
+                storage.claim(old, NOW, True)
+            actions: dict[str, Any] = {
+                "claim": partial(storage.claim, new, NOW, True),
+                "commit": partial(storage.commit, old._replace(token=2), 1, Result(0, data=large)),
+                "save": partial(storage.save, old, Result(0, data=large)),
+                "restart": partial(storage.restart, new, old),
+                "signal": partial(storage.signal, id, "yes", large, NOW),
+            }
+            meanwhile = partial(other.claim, late, NOW, True) if what == "claim" else partial(other.commit, late, 1)
+            more = interrupted(storage, point, meanwhile, actions[what])
+            assert (other.read(id) == late) == more
+            assert set(documents(storage, id)) == {f"x-{id}"} or not more
+            point += 1
+        assert point > 3
+
+    @pytest.mark.parametrize("what", ["claim", "commit", "save", "restart"])
+    def test_who_is_overtaken_before_knowing_of_the_success(
+        self, storage: Any, other: Any, small: None, what: str
+    ) -> None:
+        large, put = b"8" * 1_500_000, storage._put
+        old = Record("one", "run", "workflow", b"{}", token=1, lease=NOW + 60)
+        new, result = old._replace(run="new", token=2, input=large), Result(0, data=large)
+        if what != "claim":
+            storage.claim(old, NOW, True)
+        actions: dict[str, Any] = {
+            "claim": partial(storage.claim, new, NOW, True),
+            "commit": partial(storage.commit, old._replace(token=2), 1, result),
+            "save": partial(storage.save, old, result),
+            "restart": partial(storage.restart, new, old),
+        }
+
+        async def put_and_lose(*arguments: Any) -> bool:
+            if await put(*arguments):
+                record = other.read("one")
+                other.commit(record._replace(token=9), record.token)
+            return False
+
+        storage._put = put_and_lose
+        try:
+            record, taken = actions[what]()
+            assert (record, taken) == (new._replace(token=9), True)
+        except Fenced:
+            assert what != "claim"
+        found = other.read("one")
+        assert found.token == 9
+        assert found.input == large or other.results(found, 0, 1) == [result]
 
     def test_a_large_value_of_which_a_part_is_missing(self, storage: Any, other: Any) -> None:
         record = step(storage, held(storage, input=b"1" * 2_000_000), b"2" * 2_000_000)
@@ -331,9 +518,18 @@ class TestTrouble:
         record = step(storage, record)
         assert storage.read("one") == record
 
+    def test_parts_that_the_server_does_not_take(self, storage: Any, model: FirestoreModel) -> None:
+        from tests.servers.firestore import Code
+
+        record = held(storage)
+        model.fail_next("Commit", applied=False, code=Code.INVALID_ARGUMENT, times=4)
+        with pytest.raises(StorageError, match=r"Firestore: 400 .*: nothing was recorded; a document holds at most 1 "):
+            storage.commit(record._replace(token=2), 1, Result(0, data=b"1" * 9_000_000))
+        assert storage.read("one") == record
+
     def test_others_that_write_at_every_moment(self, storage: Any, other: Any) -> None:
         """A commit, a claim, a signal, a restart and a removal begin anew when the record has changed, and end right."""
-        send, done = storage._send, list[int]()
+        send, done = storage._requests.send, list[int]()
 
         async def send_after_another(writes: Any) -> Any:
             if len(done) % 2 == 0:
@@ -342,7 +538,7 @@ class TestTrouble:
             return await send(writes)
 
         record = held(storage, lease=0.0)
-        storage._send = send_after_another
+        storage._requests.send = send_after_another
         record, taken = storage.claim(record._replace(lease=NOW + 60), NOW, False)
         assert taken
         record = step(storage, record)
@@ -352,7 +548,7 @@ class TestTrouble:
         storage.restart(new, record)
         assert other.read("one") == new
         storage.remove("one", new)
-        assert len(done) == 12
+        assert len(done) == 13
         assert other.read("one") is None
         assert documents(storage) == {}
 
@@ -379,13 +575,13 @@ class TestTrouble:
 
     def test_one_of_two_removes(self, storage: Any, other: Any) -> None:
         record = held(storage)
-        send = storage._send
+        send = storage._requests.send
 
         async def send_after_another(writes: Any) -> Any:
             other.remove("one", record)
             return await send(writes)
 
-        storage._send = send_after_another
+        storage._requests.send = send_after_another
         with pytest.raises(Fenced):
             storage.remove("one", record)
         storage.remove("one")
@@ -562,30 +758,38 @@ class TestExpiry:
     def test_a_result_saved_while_others_are_renewed(self, storage: Any, other: Any) -> None:
         start = time()
         record = step(storage, held(storage, lease=start, changed=start))
-        list_them = storage._documents_of
+        list_them = storage._belongings
 
-        async def list_and_save(id: str, run: str) -> Any:
-            found = await list_them(id, run)
-            storage._documents_of = list_them
+        async def list_and_save(id: str, fields: Any) -> Any:
+            found = await list_them(id, fields)
+            storage._belongings = list_them
             other.save(record, Result(1, "ahead"))
             return found
 
-        storage._documents_of = list_and_save
+        storage._belongings = list_and_save
+        record = step(storage, record, lease=start + 900)
+        self.check(storage, record)
+
+    def test_more_than_a_request_may_renew(self, storage: Any) -> None:
+        start = time()
+        record = held(storage, lease=start, changed=start)
+        for number in range(14):
+            record = step(storage, record, b"1" * (14_000_000 if number == 5 else 900_000))
         record = step(storage, record, lease=start + 900)
         self.check(storage, record)
 
     def test_something_removed_while_it_is_renewed(self, storage: Any) -> None:
         start = time()
         record = step(storage, held(storage, lease=start, changed=start))
-        list_them = storage._documents_of
+        list_them = storage._belongings
 
-        async def list_and_remove(id: str, run: str) -> Any:
-            found = await list_them(id, run)
-            storage._documents_of = list_them
+        async def list_and_remove(id: str, fields: Any) -> Any:
+            found = await list_them(id, fields)
+            storage._belongings = list_them
             found[0].delete()
             return found
 
-        storage._documents_of = list_and_remove
+        storage._belongings = list_and_remove
         record = step(storage, record, lease=start + 900)
         assert len(documents(storage)) == 2
         self.check(storage, record)
@@ -684,8 +888,9 @@ class TestUse:
         while isinstance(outcome, Paused):
             outcome = count(partial(flow.execute_sync, squares, "one", {"steps": 6}))
         assert outcome == 55
-        # A claim reads and writes, a commit writes; between them the history is read; at the end it is removed.
-        assert counted == [3, *[4] * (len(counted) - 2), 5]
+        # A claim reads and writes, a commit writes; between them the history is read; at the end all that there is
+        # is listed, twice, and removed, the last two results with a request of their own.
+        assert counted == [3, *[4] * (len(counted) - 2), 7]
         counted.clear()
         record = held(storage, "two", lease=0.0)
         count(partial(storage.signal, "two", "yes", b"", NOW))
@@ -699,6 +904,10 @@ class TestUse:
         with closing(new_storage(storage._records.id)) as fresh:
             count(partial(fresh.commit, new._replace(token=new.token + 1), new.token))
         assert counted == [2, 2, 1, 1, 1, 1, 1, 2]
+        counted.clear()
+        step(storage, held(storage, "three"), b"1" * 27_000_000)
+        count(partial(storage.remove, "three"))
+        assert counted == [2 + 1 + 4]
 
     def test_a_workflow_on_an_async_client(self) -> None:
         from google.cloud.firestore import AsyncClient
