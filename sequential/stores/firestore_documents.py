@@ -231,6 +231,15 @@ def explained() -> Iterator[None]:
     try:
         yield
     except (exceptions.GoogleAPIError, GoogleAuthError, OSError, ValueError) as error:
-        cause = getattr(error, "cause", None) or error
-        remedy = next((remedy for kind, remedy in _REMEDIES if isinstance(cause, kind)), "nothing was recorded")
-        raise StorageError(f"Firestore: {' '.join(str(error).split())}: {remedy}") from error
+        raise _explanation(error) from error
+    except TypeError as error:
+        broken = error.__context__  # at a stream that breaks before its first document, Google's client fails itself
+        if not isinstance(broken, exceptions.GoogleAPIError):
+            raise
+        raise _explanation(broken) from error
+
+
+def _explanation(error: Exception) -> StorageError:
+    cause = getattr(error, "cause", None) or error
+    remedy = next((remedy for kind, remedy in _REMEDIES if isinstance(cause, kind)), "nothing was recorded")
+    return StorageError(f"Firestore: {' '.join(str(error).split())}: {remedy}")

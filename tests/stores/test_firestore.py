@@ -631,6 +631,36 @@ class TestTrouble:
         assert storage.read("one") == record
         assert len(storage.results(record, 0, 9)) == 3
 
+    def test_a_stream_that_breaks_before_its_first_document(self, storage: Any) -> None:
+        from google.api_core import exceptions
+        from google.cloud.firestore_v1 import types
+
+        unavailable: Any = exceptions.ServiceUnavailable
+        record = step(storage, held(storage, input=b"1" * 300_000))
+        storage.signal("one", "yes", b"1", NOW)
+        run_query = storage._client._firestore_api.run_query
+
+        def break_down(*arguments: Any, **options: Any) -> Iterator[Any]:
+            storage._client._firestore_api.run_query = run_query
+            yield types.RunQueryResponse(skipped_results=0)
+            raise unavailable("the connection was reset")
+
+        for request in (
+            partial(storage.results, record, 0, 1),
+            partial(storage.received, record, "yes"),
+            partial(storage.read, "one"),
+            partial(storage.find, "", 5),
+            partial(storage.due, NOW + 99, 5),
+            partial(storage.restart, record._replace(token=9, run="again"), record),
+            partial(storage.remove, "one"),
+        ):
+            storage._client._firestore_api.run_query = break_down
+            with pytest.raises(StorageError, match="Firestore: 503 the connection was reset: check that it can be rea"):
+                request()
+            assert storage.read("one") == record
+            assert storage.results(record, 0, 1) == [Result(0, data=b"null")]
+            assert storage.received(record, "yes") == b"1"
+
     def test_no_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from google.cloud.firestore import AsyncClient
 
@@ -857,6 +887,9 @@ class TestUse:
             storage.commit(record._replace(token=2, error="x" * 2_000_000), 1)
         with pytest.raises(StorageError, match=r"Firestore: .*: nothing was recorded"):
             storage.commit(record._replace(token=1 << 64), 1)
+        wrong: Any = object()
+        with pytest.raises(TypeError, match="Cannot convert to a Firestore Value"):
+            storage.commit(record._replace(token=2, error=wrong), 1)
         assert storage.read("one") == record
 
     def test_numbers_of_64_bits_and_any_text(self, storage: Any, other: Any) -> None:
