@@ -50,16 +50,19 @@ _LATEST = 253_402_300_799
 
 AGAIN = (
     exceptions.Aborted,
+    exceptions.Cancelled,
     exceptions.DeadlineExceeded,
     exceptions.InternalServerError,
     exceptions.ResourceExhausted,
     exceptions.ServiceUnavailable,
+    exceptions.Unknown,
 )
 REFUSED = (exceptions.AlreadyExists, exceptions.FailedPrecondition, exceptions.NotFound)
 TOO_MUCH = exceptions.InvalidArgument
 
 _LOGIN = "run gcloud auth application-default login, or give the client credentials="
-_AWAY = "check that it can be reached, or give a longer timeout="
+_UNSURE = "try again; a write may have been recorded all the same"
+_AWAY = f"check that it can be reached, or give a longer timeout=: {_UNSURE}"
 _REMEDIES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.NotFound, "create the database, or give the client the right project= and database="),
     (exceptions.PermissionDenied, "grant the client's account the role roles/datastore.user"),
@@ -72,6 +75,7 @@ _REMEDIES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.FailedPrecondition, "the database must be in native mode, with single-field indexes as they are made"),
     (TOO_MUCH, "nothing was recorded; a document holds at most 1 MiB"),
     (OSError, "name the project, firestore://project, or set GOOGLE_CLOUD_PROJECT"),
+    (ValueError, "nothing was recorded"),
 )
 
 
@@ -241,5 +245,5 @@ def explained() -> Iterator[None]:
 
 def _explanation(error: Exception) -> StorageError:
     cause = getattr(error, "cause", None) or error
-    remedy = next((remedy for kind, remedy in _REMEDIES if isinstance(cause, kind)), "nothing was recorded")
+    remedy = next((remedy for kind, remedy in _REMEDIES if isinstance(cause, kind)), _UNSURE)
     return StorageError(f"Firestore: {' '.join(str(error).split())}: {remedy}")

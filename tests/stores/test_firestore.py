@@ -481,9 +481,14 @@ class TestSizes:
 
 
 class TestTrouble:
-    def test_answers_that_are_lost_after_the_commit(self, storage: Any, other: Any, model: FirestoreModel) -> None:
+    @pytest.mark.parametrize("code", ["UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN", "CANCELLED"])
+    def test_answers_that_are_lost_after_the_commit(
+        self, storage: Any, other: Any, model: FirestoreModel, code: str
+    ) -> None:
         """Google's client repeats the request and is refused: what it says to us is that it was done."""
-        lose = partial(model.fail_next, "Commit", applied=True)
+        from tests.servers.firestore import Code
+
+        lose = partial(model.fail_next, "Commit", applied=True, code=Code[code])
         lose()
         record = held(storage)
         new = record._replace(token=2, lease=NOW + 200)
@@ -514,7 +519,7 @@ class TestTrouble:
         from tests.servers.firestore import Code
 
         record = held(storage)
-        model.fail_next("Commit", applied=True, code=Code.UNKNOWN)
+        model.fail_next("Commit", applied=True, code=Code.DATA_LOSS)
         record = step(storage, record)
         assert storage.read("one") == record
 
@@ -595,9 +600,12 @@ class TestTrouble:
             ("FAILED_PRECONDITION", "400 .*: the database must be in native mode, with single-field indexes"),
             ("RESOURCE_EXHAUSTED", "429 .*: a quota is used up: raise it, or wait for the next day"),
             ("ABORTED", "409 .*: too many write to one execution at once: try again"),
-            ("UNAVAILABLE", "503 .*: check that it can be reached, or give a longer timeout="),
-            ("DEADLINE_EXCEEDED", "504 .*: check that it can be reached, or give a longer timeout="),
-            ("UNKNOWN", "refused, as the test wants: nothing was recorded"),
+            ("UNAVAILABLE", "503 .*: check that it can be reached, or give a longer timeout=: try again; a write may"),
+            ("DEADLINE_EXCEEDED", "504 .*: check that it can be reached, or give a longer timeout=: try again; a wri"),
+            ("INTERNAL", "500 .*: try again; a write may have been recorded all the same"),
+            ("UNKNOWN", "refused, as the test wants: try again; a write may have been recorded all the same"),
+            ("CANCELLED", "499 .*: try again; a write may have been recorded all the same"),
+            ("DATA_LOSS", "refused, as the test wants: try again; a write may have been recorded all the same"),
         ],
     )
     def test_what_the_server_says(self, storage: Any, model: FirestoreModel, code: str, text: str) -> None:
