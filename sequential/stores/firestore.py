@@ -194,7 +194,7 @@ class FirestoreStorage(ClientJournal):
         for _ in range(_ATTEMPTS):
             stored, record = await self._load(id)
             pending = docs.pending(stored.fields)
-            if sent & {*pending.values()}:  # Google's client has asked again, as in claim
+            if sent & {stored.fields.get("signal"), *pending.values()}:  # Google's client has asked again, as in claim
                 return record, True
             if record is None or record.status in CLOSED or name in pending or name in stored.fields["closed"]:
                 await self._abandon(value)
@@ -207,7 +207,7 @@ class FirestoreStorage(ClientJournal):
             sent.add(entry)
             if record.waits == name and not record.lease:
                 record = record._replace(due=now)
-            changes = docs.changing(record) | {"pending": [*pending.values(), entry]}
+            changes = docs.changing(record) | {"pending": [*pending.values(), entry], "signal": entry}
             if await self._put(id, stored, changes, value):
                 return record, True
         raise _refused(id)

@@ -523,6 +523,24 @@ class TestTrouble:
         record = step(storage, record)
         assert storage.read("one") == record
 
+    @pytest.mark.parametrize("taken", [False, True])
+    def test_a_signal_that_is_not_the_last_before_its_sender_knows_that_it_was_kept(
+        self, storage: Any, other: Any, taken: bool
+    ) -> None:
+        record, send = held(storage), storage._requests.send
+
+        async def send_and_lose(writes: Any) -> Any:
+            storage._requests.send = send
+            assert await send(writes)
+            if taken:
+                other.commit(record._replace(token=2), 1, taken="yes")
+            else:
+                other.signal("one", "another", b"2", NOW)
+
+        storage._requests.send = send_and_lose
+        assert storage.signal("one", "yes", b"1", NOW) == (other.read("one"), True)
+        assert storage.signal("one", "yes", b"1", NOW) == (other.read("one"), False)
+
     def test_parts_that_the_server_does_not_take(self, storage: Any, model: FirestoreModel) -> None:
         from tests.servers.firestore import Code
 
