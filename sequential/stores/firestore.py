@@ -205,6 +205,11 @@ class FirestoreStorage(ClientJournal):
                 value = Value(self._below(id, "signals").document(key), {"name": name, "data": data}, key, set())
             entry = docs.entry_of(value)
             sent.add(entry)
+            if not docs.has_room(stored.fields, entry):
+                raise StorageError(
+                    f"Firestore: the signals of execution {id!r} fill its document, and this one was not recorded: let "
+                    f"it take those that wait, or forget those it took by again()"
+                )
             if record.waits == name and not record.lease:
                 record = record._replace(due=now)
             changes = docs.changing(record) | {"pending": [*pending.values(), entry], "signal": entry}

@@ -42,6 +42,9 @@ INPUT = -1
 INLINE = 1 << 18
 """Bytes of an input that stands in the record's own document, where names of signals need room too."""
 
+NAMES = (1 << 20) - INLINE - (1 << 16)
+"""Bytes that the names of signals may take in a record's document, which stays writable whatever else changes."""
+
 RESERVED: Fields = {"schema": SCHEMA, "expires": datetime.fromtimestamp(0, UTC)}
 """A document that counts as absent, for a record whose large input is being written."""
 
@@ -147,6 +150,11 @@ def keys_of(entry: str) -> list[str]:
     """Return the document of a signal, and those of its parts."""
     _, key, count = entry.split()
     return [key, *(part_key(key, number) for number in range(int(count)))]
+
+
+def has_room(fields: Fields, entry: str) -> bool:
+    """Whether a record's document may take the entry of one more signal."""
+    return sum(len(each) + 1 for each in (*fields["pending"], *fields["closed"], entry)) <= NAMES
 
 
 def take(fields: Fields, absent: str | None, taken: str | None) -> tuple[Fields, list[str]]:

@@ -907,6 +907,34 @@ class TestUse:
             ):
                 request()
 
+    def test_a_record_full_of_signals_can_still_be_written(self, storage: Any, other: Any) -> None:
+        held(storage, input=b"1" * (1 << 18))
+        many = [f"{number:0200} {'k' * 16} 0" for number in range(3410)]
+        storage._document("one").update({"pending": many[::2], "closed": [entry[:200] for entry in many[1::2]]})
+        record, names = other.read("one"), list[str]()
+
+        def fill() -> None:
+            while True:
+                name = f"{len(names)}".ljust(200, "~")
+                assert other.signal("one", name, b"1", NOW) == (record, True)
+                names.append(name)
+
+        with pytest.raises(
+            StorageError, match=r"signals of execution 'one' fill its document, and this one was not re"
+        ):
+            fill()
+        assert names
+        assert other.received(record, names[-1]) == b"1"
+        assert len(documents(storage)) == 1 + len(names)
+        record = step(other, record, error="\U0001f600" * 5000, waits="w" * 200, status="stuck")
+        assert storage.read("one") == record
+        record = record._replace(run="again", token=record.token + 1)
+        storage.restart(record, other.read("one"))
+        assert other.read("one") == record
+        assert other.received(record, names[-1]) == b"1"
+        storage.commit(record._replace(token=record.token + 1), record.token, taken=names[0])
+        assert other.signal("one", "more", b"1", NOW) == (record._replace(token=record.token + 1), True)
+
     def test_what_no_document_can_hold(self, storage: Any) -> None:
         record = held(storage)
         with pytest.raises(StorageError, match=r"Firestore: .*: nothing was recorded; a document holds at most 1 MiB"):
