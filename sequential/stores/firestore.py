@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..codec import Codec
-from ..errors import Fenced, StorageError
-from ..storage import CLOSED, Record, Result, new_run, refuses, settle
+from ..errors import Fenced, InvalidId, InvalidName, StorageError
+from ..storage import CLOSED, Record, Result, is_name, new_run, refuses, settle
 from . import firestore_documents as docs
 from .clients import ClientJournal, extra, plain_or_async
 from .firestore_documents import ABSENT, Fields, Stored, Value, Write
@@ -179,17 +179,18 @@ class FirestoreStorage(ClientJournal):
         self, after: str, limit: int, status: str | None = None, workflow: str | None = None
     ) -> list[Record]:
         """List records."""
-        query = self._records.order_by("__name__")
+        query = self._records.order_by("__name__").start_after({"__name__": self._document(after)})
+        query = query.end_before({"__name__": self._records.document("x.")})
         for field, value in (("status", status), ("workflow", workflow)):
             if value is not None:
                 query = query.where(filter=FieldFilter(field, "==", value))
-        if after:
-            query = query.start_after({"__name__": self._document(after)})
         return await self._list(query, limit)
 
     @plain_or_async
     async def signal(self, id: str, name: str, data: bytes, now: float) -> tuple[Record | None, bool]:
         """Keep a signal."""
+        if not is_name(name):
+            raise InvalidName(name)
         sent, run, value = set[str](), None, None
         for _ in range(_ATTEMPTS):
             stored, record = await self._load(id)
@@ -377,7 +378,7 @@ class FirestoreStorage(ClientJournal):
         while True:
             page = await self._requests.ask(query.limit(limit).get)
             for each in page:
-                if record := await self._record(each.id[2:], docs.stored(each)):
+                if docs.is_execution(each) and (record := await self._record(each.id[2:], docs.stored(each))):
                     found.append(record)
             if len(page) < limit or len(found) >= limit:
                 return found[:limit]
@@ -423,6 +424,8 @@ class FirestoreStorage(ClientJournal):
         return [signals.document(key) for entry in entries for key in docs.keys_of(entry)]
 
     def _document(self, id: str) -> Any:
+        if "/" in id:
+            raise InvalidId(id)
         return self._records.document(f"x-{id}")  # names like __this__ are not allowed
 
     def _below(self, id: str, name: str) -> Any:

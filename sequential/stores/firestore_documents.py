@@ -114,13 +114,20 @@ def fields_of(record: Record) -> Fields:
     return fixed | {"input": input, "schema": SCHEMA, "closed": [], "expires": None} | changing(record)
 
 
+def is_execution(found: Any) -> bool:
+    """Whether it is one of ours that was found in the collection of executions."""
+    return found.id.startswith("x-") and isinstance(found.to_dict().get("schema"), int)
+
+
 def stored(found: Any) -> Stored:
     """Return what was read of a record's document.
 
     Raises:
-        StorageError: When a later release has written it.
+        StorageError: When a later release has written it, or something else.
     """
     fields: Fields = found.to_dict() or {}
+    if found.exists and not is_execution(found):
+        raise StorageError(f"Firestore: {found.reference.path} is no execution: give another collection=")
     version = fields.get("schema", 0)
     if version > SCHEMA:
         raise StorageError(

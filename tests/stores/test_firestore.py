@@ -20,7 +20,7 @@ from uuid import uuid4
 import pytest
 
 from sequential import FlowExecutor, Paused, again, tool, wait
-from sequential.errors import Fenced, NotInstalled, StorageError
+from sequential.errors import Fenced, InvalidId, InvalidName, NotInstalled, StorageError
 from sequential.storage import Journal, Record, Result, settle
 from sequential.stores import open as open_storage
 from sequential.testing import (
@@ -907,6 +907,41 @@ class TestUse:
             ):
                 request()
 
+    def test_documents_of_others_in_the_collection(self, storage: Any, other: Any) -> None:
+        record = held(storage)
+        foreign = {"mine": {"hello": 1}, "x-ray": {"rings": 1.0}, "x-tra": {"schema": "v1", "run": "5 km"}, "x-s": {}}
+        for id, fields in foreign.items():
+            storage._records.document(id).set(fields)
+        assert other.find("", 9) == other.find("", 1) == other.due(NOW + 99, 9) == [record]
+        for id in ("ray", "tra", "s"):
+            wanted = record._replace(id=id)
+            for request in (
+                partial(other.read, id),
+                partial(other.claim, wanted, NOW, True),
+                partial(other.commit, wanted, 1),
+                partial(other.signal, id, "yes", b"", NOW),
+                partial(other.remove, id),
+            ):
+                with pytest.raises(StorageError, match=f"/x-{id} is no execution: give another collection="):
+                    request()
+        assert {found.id: found.to_dict() for found in storage._records.get() if found.id != "x-one"} == foreign
+
+    def test_ids_and_names(self, storage: Any, other: Any) -> None:
+        for id in ("a b", "é", "__x__", ".", "..", "x" * 1400):
+            record = held(storage, id)
+            assert other.read(id) == record
+            assert other.find("", 9) == [record]
+            for name in ("", "a b", "a/b", "é"):
+                with pytest.raises(InvalidName):
+                    storage.signal(id, name, b"", NOW)
+            assert other.read(id) == record
+            other.remove(id)
+            assert documents(storage, id) == {}
+        for id in ("a/b", "a/b/c", "/"):
+            for request in (partial(held, storage, id), partial(storage.read, id), partial(storage.remove, id)):
+                with pytest.raises(InvalidId):
+                    request()
+
     def test_a_record_full_of_signals_can_still_be_written(self, storage: Any, other: Any) -> None:
         held(storage, input=b"1" * (1 << 18))
         many = [f"{number:0200} {'k' * 16} 0" for number in range(3410)]
@@ -992,9 +1027,12 @@ class TestUse:
             count(partial(fresh.commit, new._replace(token=new.token + 1), new.token))
         assert counted == [2, 2, 1, 1, 1, 1, 1, 2]
         counted.clear()
+        for id in "wxyz":
+            storage._records.document(id).set({"status": "of others"})
+        count(partial(storage.find, "", 2))
         step(storage, held(storage, "three"), b"1" * 27_000_000)
         count(partial(storage.remove, "three"))
-        assert counted == [2 + 1 + 4]
+        assert counted == [1, 2 + 1 + 4]
 
     def test_a_workflow_on_an_async_client(self) -> None:
         from google.cloud.firestore import AsyncClient
