@@ -17,8 +17,8 @@ COROUTINE = 0x80
 """How CPython marks an ``async def`` function's code (inspect.CO_COROUTINE)."""
 
 
-_blocked: ContextVar[Any] = ContextVar("sequential.blocked", default=COROUTINE)
-"""The event loop that a blocking twin was called under, or ``None``; anything else outside of such a call."""
+_blocked: ContextVar[Any] = ContextVar("sequential.blocked", default=False)
+"""The event loop that a blocking twin was called under, or ``None``; ``False`` outside of such a call."""
 
 
 class CannotWait(BaseException):
