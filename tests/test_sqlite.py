@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sequential import FlowExecutor, StorageError, tool
+from sequential import Fenced, FlowExecutor, StorageError, tool
 from sequential.storage import Record, Result
 from sequential.stores import owner as owners
 from sequential.stores import sqlite
@@ -170,9 +170,37 @@ def test_a_step_that_goes_on_is_one_statement_and_history_one_query_a_page(stora
     storage._connection = counting
     for step in range(500):
         storage.commit(held._replace(token=step + 2, step=step + 1, lease=1000.0 + step), step + 1, Result(step))
-    assert counting.count == 500
+    assert counting.count == 1 + 500  # the first finds where the execution stands
     assert len(storage.results(held._replace(step=500), 0, 500)) == 500
-    assert counting.count == 501
+    assert counting.count == 1 + 500 + 1
+
+
+def test_where_an_execution_stands_is_known_of_some_and_found_of_all(
+    storage: SQLiteStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_KNOWN", 2)
+    records = [record(f"{number}", run=f"run {number}") for number in range(5)]
+    for each in records:
+        storage.claim(each, 0.0, True)
+    for step in range(3):
+        for each in records:
+            new = each._replace(token=step + 2, step=step + 1, lease=1000.0)
+            storage.commit(new, step + 1, Result(step, data=each.id.encode()))
+    for each in records:
+        assert [result.data for result in storage.results(each, 0, 9)] == [each.id.encode()] * 3
+
+
+def test_another_execution_in_the_place_of_one_that_was_removed_is_not_taken_for_it(storage: SQLiteStorage) -> None:
+    old = record("old", run="old run")
+    storage.claim(old, 0.0, True)
+    storage.commit(old._replace(token=2, step=1, lease=1000.0), 1, Result(0))
+    SQLiteStorage(storage._path).remove("old")
+    new = record("new", run="new run", token=2)
+    SQLiteStorage(storage._path).claim(new, 0.0, True)
+    with pytest.raises(Fenced):
+        storage.commit(old._replace(token=3, step=2, lease=1000.0), 2, Result(1))
+    assert storage.results(new, 0, 9) == []
+    assert storage.read("new") == new
 
 
 class TestWrongFiles:

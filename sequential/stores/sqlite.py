@@ -23,6 +23,9 @@ _MEMORY = ":memory:"
 _PAGE = 1 << 20
 """Bytes after which a page of results ends; a larger result goes in and out by itself, without a second copy."""
 
+_KNOWN = 1000
+"""Runs of which the key is remembered."""
+
 _REMEDIES = {
     "SQLITE_BUSY": "another process holds it locked: try again, or give a longer timeout=",
     "SQLITE_LOCKED": "another process holds it locked: try again, or give a longer timeout=",
@@ -74,6 +77,7 @@ class SQLiteStorage(Journal):
         self._lock = allocate_lock()
         self._level = ""
         self._owner: str | None = None
+        self._keys: dict[str, int] = {}
         _storages.add(self)
 
     @classmethod
@@ -169,7 +173,7 @@ class SQLiteStorage(Journal):
         """Commit in a single statement, and return whether that was enough: if not, the long way tells why."""
         usual = record.lease and record.status == "running" and record[11:15] == FRESH and len(result.data) <= _PAGE
         step, asked, fingerprint, data, started, ended, error = result
-        held = (record.id, record.run, token, record.token, record.step, record.due, record.lease, record.changed)
+        changes = (record.run, token, record.token, record.step, record.due, record.lease, record.changed)
         # To bind `None` or bytes takes as long as ten other values: the driver looks for adapters of theirs.
         insert, failed = (sql.STEP, ()) if error is None else (sql.FAILED_STEP, (error,))
         with self._lock:
@@ -177,10 +181,20 @@ class SQLiteStorage(Journal):
             if not usual or connection is None or self._level != self._synchronous:
                 return False
             try:
-                connection.execute(insert, (*held, step, asked, fingerprint, bytearray(data), started, ended, *failed))
+                key = self._keys.get(record.run) or self._learn_key(connection, record)
+                values = (key, *changes, step, asked, fingerprint, bytearray(data), started, ended, *failed)
+                connection.execute(insert, values)
             except sqlite3.Error:
                 return False
         return True
+
+    def _learn_key(self, connection: sqlite3.Connection, record: Record) -> int:
+        """Return the key of an execution, which its steps find faster than by its id."""
+        key: int = connection.execute(f"SELECT {sql.KEY}", (record.id, record.run)).fetchone()[0]
+        if len(self._keys) >= _KNOWN:
+            self._keys.clear()
+        self._keys[record.run] = key
+        return key
 
     def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:
         """Read a page of results."""
@@ -308,7 +322,7 @@ class SQLiteStorage(Journal):
             blob.write(result.data)
 
     def _read_large(self, connection: sqlite3.Connection, record: Record, step: int) -> bytes:
-        (key,) = connection.execute(f"SELECT {sql.KEY}", (record.id, record.run)).fetchone()
+        key = self._learn_key(connection, record)
         with connection.blobopen("sequential_results", "data", (key << 32) + 1 + step, readonly=True) as blob:
             return blob.read()
 

@@ -22,19 +22,19 @@ CREATE TABLE IF NOT EXISTS sequential_signals (
     execution INTEGER NOT NULL, name TEXT NOT NULL, data BLOB, PRIMARY KEY (execution, name)
 );
 CREATE VIEW IF NOT EXISTS sequential_steps AS
-    SELECT id, run, token AS held_token, token, e.step, status, due, lease, attempts, e.error AS record_error, wake,
-        waits, changed, (position & 4294967295) - 1 AS result_step, asked, fingerprint, data, started, ended, r.error
+    SELECT key, id, run, token AS held_token, token, e.step, status, due, lease, attempts, e.error AS record_error,
+        wake, waits, changed, (position & 4294967295) - 1 AS result_step, asked, fingerprint, data, started, ended,
+        r.error
     FROM sequential_executions AS e JOIN sequential_results AS r
     ON r.position > e.key << 32 AND r.position < (e.key + 1) << 32;
 CREATE TRIGGER IF NOT EXISTS sequential_commit INSTEAD OF INSERT ON sequential_steps BEGIN
     UPDATE sequential_executions
         SET token = NEW.token, step = NEW.step, status = NEW.status, lease = NEW.lease, attempts = NEW.attempts,
             error = NEW.record_error, wake = NEW.wake, waits = NEW.waits, changed = NEW.changed
-        WHERE id = NEW.id AND run = NEW.run AND token = NEW.held_token AND rings = -1 AND due IS NEW.due;
+        WHERE key = NEW.key AND run = NEW.run AND token = NEW.held_token AND rings = -1 AND due IS NEW.due;
     SELECT RAISE(ABORT, 'fenced') WHERE changes() = 0;
     INSERT OR REPLACE INTO sequential_results (position, asked, fingerprint, data, started, ended, error) VALUES (
-        ((SELECT key FROM sequential_executions WHERE id = NEW.id) << 32) + 1 + NEW.result_step,
-        NEW.asked, NEW.fingerprint, NEW.data, NEW.started, NEW.ended, NEW.error
+        (NEW.key << 32) + 1 + NEW.result_step, NEW.asked, NEW.fingerprint, NEW.data, NEW.started, NEW.ended, NEW.error
     );
 END
 """
@@ -62,7 +62,9 @@ _ALL = ("id", "run", "workflow", "version", "first_input", *_CHANGING)
 INSERT = f"INSERT INTO sequential_executions ({', '.join(_ALL)}) VALUES ({', '.join('?' * len(_ALL))})"
 UPDATE = f"UPDATE sequential_executions SET {' = ?, '.join(_CHANGING)} = ?{_HELD_BY}"
 REPLACE = f"UPDATE sequential_executions SET {' = ?, '.join(_ALL)} = ? WHERE key = ?"
-_STEPS = f"INSERT INTO sequential_steps VALUES ({'?, ' * 5}'running', ?, ?, 0, NULL, NULL, NULL, {'?, ' * 7}%s)"
+_STEPS = (
+    f"INSERT INTO sequential_steps VALUES (?, NULL, {'?, ' * 4}'running', ?, ?, 0, NULL, NULL, NULL, {'?, ' * 7}%s)"
+)
 STEP, FAILED_STEP = _STEPS % "NULL", _STEPS % "?"
 _RESULT = (
     "INSERT OR REPLACE INTO sequential_results (position, asked, fingerprint, data, started, ended, error) "
