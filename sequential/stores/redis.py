@@ -172,7 +172,11 @@ class RedisStorage(ClientJournal):
     async def save(self, record: Record, result: Result) -> None:
         """Write a result."""
         step, parts, data = await self._prepare(record, record.token, result)
-        await self._apply(lua.SAVE, record.id, _joined(record.run, record.token, step, parts), record.token, data)
+        begun = ""
+        if result.error and result.ended is None:  # a call has begun; coming late, this must not replace its result
+            begun = _text([record.run, *result[:3], result.started, 0])[:-2]
+        head = _joined(record.run, record.token, step, parts, begun)
+        await self._apply(lua.SAVE, record.id, head, record.token, data)
 
     async def _restart(self, record: Record, held: Record) -> None:
         parts, data = "", record.input

@@ -6,6 +6,10 @@ record.
 
 All that is short comes as one argument, with a NUL between any two values, and what may be large as another: a driver
 takes longer to send a value of its own than a script to cut one off.  What is `None` is empty there and in the record.
+
+A driver that waits no longer for an answer asks again, and a network or a server that was held up may act on the first
+request after the second, and after what came of it.  Most are refused by then for their token; the nonces of the others
+stay void for some minutes.
 """
 
 from __future__ import annotations
@@ -20,6 +24,12 @@ REFUSED, DONE, UNLISTED, NEW = range(4)
 
 FOUND, TAKEN, CREATED = range(3)
 """How a claim ends."""
+
+_PAUSE = 3600
+"""Seconds for which a process may stop between two requests of one act."""
+
+_DELAY = 300
+"""Seconds by which a request may come late."""
 
 
 def _cut(*names: str) -> str:
@@ -39,6 +49,10 @@ def _script(text: str) -> str:
     """Return a script, of which the first line names the short values that it has besides those of every script."""
     names, _, body = text.partition("\n")
     return f"{_cut('id', 'offered', 'ttl', *names.split())}{_START}{body}"
+
+
+def _make_void(name: str, seconds: int) -> str:
+    return f"redis.call('SET', void .. {name}, '', 'EX', {seconds})"
 
 
 def _pairs(fields: tuple[str, ...]) -> str:
@@ -94,7 +108,7 @@ local function list(rings)
     elseif by_time and not (listed and listed <= tonumber(rings)) then
         redis.call('ZADD', by_time, rings, id)
     elseif adopts then
-        if entry ~= '' then redis.call('SET', void .. entry, '', 'EX', 3600) end
+        if entry ~= '' then {_make_void("entry", _PAUSE)} end
         redis.call('HSET', record, 'entry', offered)
         superfluous = entry
     end
@@ -172,6 +186,7 @@ end
 if not token then
     local rings = rings_at(new_lease, new_due)
     large = string.match(parts, '^%S*')
+    if redis.call('EXISTS', void .. nonce) == 1 then return answer({DONE}, {CREATED}, false) end
     if create == '' then return answer({DONE}, {FOUND}, whole(record)) end
     if not is_listed(rings) then return unlisted({NEW}, rings) end
     if parts ~= '' and redis.call('PERSIST', record .. ':' .. large) == 0 then
@@ -186,7 +201,7 @@ if not token then
     redis.call('UNLINK', signals)
     list(rings)
     {_CREATE}
-    redis.call('HSET', record, 'claimed', nonce .. ':' .. new_token)
+    redis.call('HSET', record, 'created', nonce, 'claimed', nonce .. ':' .. new_token)
     renew()
     return answer({DONE}, {CREATED}, false)
 elseif claimed == nonce .. ':' .. token then
@@ -222,8 +237,12 @@ renew(at ~= '' and at)
 return answer({DONE})
 """)
 
-SAVE = _script(f"""by_run by_token at parts
+SAVE = _script(f"""by_run by_token at parts begun
 if run ~= by_run or token ~= by_token then return answer({REFUSED}) end
+if begun ~= '' then
+    local there = redis.call('GETRANGE', record .. ':' .. at, 0, #begun + 3)
+    if string.sub(there, 1, #begun) == begun and there ~= begun .. 'null' then return answer({DONE}) end
+end
 keep(at, parts)
 redis.call('HSET', record, 'steps', steps)
 renew(at)
@@ -234,11 +253,12 @@ PART = _script(f"""by_run by_token parts number
 local key, is_input = record .. ':' .. parts, by_run == ''
 if not is_input and (run ~= by_run or token ~= by_token) then return answer({REFUSED}) end
 if not is_input and number == '0' then redis.call('HSET', record, 'large', large .. ' ' .. parts) end
+local is_new = redis.call('EXISTS', key) == 0
 redis.call('HSET', key, number, ARGV[2])
-if is_input then
-    redis.call('EXPIRE', key, 86400)
-elseif living then
+if not is_input and living then
     expire(key, living)
+elseif is_input and is_new then
+    redis.call('EXPIRE', key, 86400)
 end
 return answer({DONE})
 """)
@@ -258,7 +278,7 @@ return answer({DONE})
 """)
 
 SIGNAL = _script(f"""name now nonce
-local kept = redis.call('HGET', record, 'signalled') == nonce and 1 or 0
+local kept = redis.call('EXISTS', void .. nonce)
 if status and kept == 0 and not is_closed
     and redis.call('HEXISTS', signals, name) + redis.call('HEXISTS', signals, name .. ' taken') == 0 then
     local wakes = waits == name and tonumber(lease) == 0
@@ -268,7 +288,7 @@ if status and kept == 0 and not is_closed
         redis.call('HSET', record, 'due', now)
     end
     redis.call('HSET', signals, name, ARGV[2])
-    redis.call('HSET', record, 'signalled', nonce)
+    {_make_void("nonce", _DELAY)}
     renew()
     kept = 1
 end
@@ -276,20 +296,20 @@ return answer({DONE}, kept, whole(record))
 """)
 
 REMOVE = _script(f"""by_run by_token nonce
-if by_run ~= '' and (run ~= by_run or token ~= by_token) then
-    return answer(redis.call('GET', record .. ':removed') == nonce and {DONE} or {REFUSED}, false)
-end
-local listed = redis.call('HGET', record, 'listed')
+if redis.call('EXISTS', void .. nonce) == 1 then return answer({DONE}, false) end
+if by_run ~= '' and (run ~= by_run or token ~= by_token) then return answer({REFUSED}, false) end
+local listed, created = unpack(redis.call('HMGET', record, 'listed', 'created'))
 drop()
 if by_time then
     redis.call('ZREM', by_time, id)
     redis.call('ZREM', by_id, id)
 elseif entry ~= '' then
-    redis.call('SET', void .. entry, '', 'EX', 3600)
+    {_make_void("entry", _PAUSE)}
     superfluous, offered = entry, entry
 end
 redis.call('UNLINK', record, signals)
-if by_run ~= '' then redis.call('SET', record .. ':removed', nonce, 'EX', 60) end
+{_make_void("nonce", _DELAY)}
+if created then {_make_void("created", _DELAY)} end
 return answer({DONE}, listed)
 """)
 
@@ -324,7 +344,7 @@ return run == by_run and redis.call('HGET', signals, name)
 
 LOOK = _script(f"""field candidate
 if redis.call('HGET', record, field) ~= candidate then
-    redis.call('SET', void .. candidate, '', 'EX', 3600)
+    {_make_void("candidate", _PAUSE)}
     return answer({DONE}, false)
 end
 local rings = rings_at(lease, due)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from itertools import count
 from typing import Any, ClassVar
@@ -310,6 +310,28 @@ def between(storage: Any, requests: int, interrupt: Callable[[Any], Any], action
         assert left[0] < 0 or requests > 99
 
 
+def record_requests(storage: Any) -> tuple[list[tuple[Any, ...]], Callable[..., Any]]:
+    """A list to which all is added that a storage sends from now on, and what sends such a request again."""
+    evaluate, sent = storage._evaluate, list[tuple[Any, ...]]()
+
+    async def evaluate_and_keep(*arguments: Any) -> Any:
+        sent.append(arguments)
+        return await evaluate(*arguments)
+
+    storage._evaluate = evaluate_and_keep
+    return sent, blocking(evaluate)
+
+
+def all_of_one(storage: Any) -> tuple[Any, ...]:
+    """All that there is of an execution, and what of it is going to expire."""
+    record, begin = storage.read("one"), f"{storage._prefix}{{one}}"
+    kept = record and (storage.results(record, 0, 9), [storage.received(record, name) for name in ("go", "other")])
+    closed = sorted(name for name in storage._client.hkeys(f"{begin}:signals") if name.endswith(b" taken"))
+    parts = (storage._client.hget(begin, "large") or b"").decode().split()
+    expiries = [storage._client.ttl(f"{begin}:{part}") for part in parts]
+    return record, kept, closed, expiries, storage.due(9e9, 9), storage.find("", 9)
+
+
 def entries(storage: Any, index: str) -> list[str]:
     return [entry.decode() for entry in storage._client.zrange(getattr(storage, index), 0, -1)]
 
@@ -423,19 +445,13 @@ class TestIndex:
         check_index(clustered, "one")
 
     def test_a_request_that_comes_again_much_later(self, clustered: Any) -> None:
-        record, sent = held(clustered), list[Any]()
-        evaluate = clustered._evaluate
-
-        async def evaluate_and_keep(*arguments: Any) -> Any:
-            sent.append(arguments)
-            return await evaluate(*arguments)
-
-        clustered._evaluate = evaluate_and_keep
+        record = held(clustered)
+        sent, send = record_requests(clustered)
         clustered.commit(record._replace(lease=NOW + 30), 1)
         commit = [arguments for arguments in sent if arguments[0] == lua.COMMIT][-1]
         clustered.commit(record._replace(lease=NOW + 90), 1)
         assert clustered.due(NOW + 40, 9) == []
-        blocking(evaluate)(*commit)
+        send(*commit)
         check_index(clustered, "one")
 
     def test_only_so_many_are_read(self, storage: Any) -> None:
@@ -515,21 +531,62 @@ class TestTrouble:
 
     def test_a_claim_that_comes_again_takes_nothing_back(self, storage: Any) -> None:
         """From another, who has it by now."""
-        record, sent = held(storage, lease=0.0), list[Any]()
-        run = storage._evaluate
-
-        async def evaluate_and_keep(*arguments: Any) -> Any:
-            sent.append(arguments)
-            return await run(*arguments)
-
-        storage._evaluate = evaluate_and_keep
+        record = held(storage, lease=0.0)
+        sent, send = record_requests(storage)
         claimed, _ = storage.claim(record._replace(lease=NOW + 60), NOW, True)
         claim = [arguments for arguments in sent if arguments[0] == lua.CLAIM][-1]
-        assert blocking(run)(*claim)[2] == lua.TAKEN
+        assert send(*claim)[2] == lua.TAKEN
         cancelled = claimed._replace(token=3, status="cancelled", lease=0.0, due=None)
         storage.commit(cancelled, 2)
-        assert blocking(run)(*claim)[2] == lua.FOUND
+        assert send(*claim)[2] == lua.FOUND
         assert storage.read("one") == cancelled
+
+    def test_no_request_that_comes_again_changes_anything(self, storage: Any, small_parts: None) -> None:
+        """However late it comes: after each act, all that was sent for the earlier ones is sent once more."""
+        record = Record("one", "run", "workflow", b"1" * 2500, token=1, lease=NOW + 60, changed=NOW)
+        again = record._replace(run="again", input=b"2" * 3500, token=5)
+        mark = Result(1, "tool bank.pay", 7, b"{}", NOW, None, "interrupted")
+        signal, remove = partial(storage.signal, "one"), partial(storage.remove, "one")
+        acts: list[Callable[[], Any]] = [
+            partial(storage.claim, record, NOW, True),
+            partial(storage.save, record, mark),
+            partial(storage.save, record, mark._replace(data=b"paid", ended=NOW + 1, error=None)),
+            partial(storage.commit, record._replace(token=2, step=2), 1, Result(0, data=b"x" * 2500)),
+            partial(signal, "go", b"1", NOW),
+            partial(signal, "other", b"2", NOW),
+            partial(storage.commit, record._replace(token=3, step=3), 2, Result(2), taken="go"),
+            partial(storage.commit, record._replace(token=4, step=3), 3, absent="go"),
+            partial(signal, "go", b"3", NOW),
+            partial(storage.restart, again, record._replace(token=4)),
+            partial(remove, again),
+            partial(storage.claim, record._replace(run="anew"), NOW, True),
+            partial(signal, "go", b"4", NOW),
+            partial(remove),
+            partial(storage.claim, record._replace(run="last", input=b"{}"), NOW, True),
+        ]
+        sent, send = record_requests(storage)
+        for act in acts:
+            act()
+            before, count = all_of_one(another(storage)), len(sent)
+            for request in sent[:count]:
+                with suppress(StorageError):  # parts that are gone
+                    send(*request)
+                assert all_of_one(another(storage)) == before
+        assert storage.read("one") == record._replace(run="last", input=b"{}")
+
+    def test_a_signal_that_is_sent_again_was_kept(self, storage: Any) -> None:
+        """Whatever has come, or was taken, in between."""
+        record = held(storage)
+        sent, send = record_requests(storage)
+        for name in ("go", "other"):
+            assert storage.signal("one", name, b"1", NOW)[1]
+        storage.commit(record._replace(token=2), 1, taken="go")
+        storage.commit(record._replace(token=3), 2, absent="go")
+        for request in [arguments for arguments in sent if arguments[0] == lua.SIGNAL]:
+            assert send(*request)[2] == 1
+        assert storage.received(record, "go") is None
+        assert storage.signal("one", "go", b"2", NOW)[1]
+        assert not storage.signal("one", "go", b"3", NOW)[1]
 
     def test_an_answer_that_is_lost_and_a_driver_that_gives_up(self, plain_server: ValkeyServer, plain: Any) -> None:
         from redis.backoff import NoBackoff
