@@ -216,15 +216,15 @@ class RedisStorage(ClientJournal):
         if not self._is_cluster:
             rows = await self._evaluate(lua.DUE, (self._due, self._ids), _joined(self._prefix, now, limit)[1:])
             return [record for row in rows if (record := await self._as_record(row[0].decode(), row[1]))]
-        found: list[Record] = []
-        while len(found) < limit:
-            bounds = ("-inf", repr(now), "LIMIT", str(len(found)), str(limit - len(found)))
+        bounds, looked = ("-inf", repr(now), "LIMIT", "0", str(limit)), dict[bytes, Record | None]()
+        while True:
             entries = await self._evaluate(lua.INDEX, (self._due,), "ZRANGEBYSCORE", *bounds)
-            if not entries:
-                break
-            looked = [await self._look(entry, "entry", self._due) for entry in entries]
-            found += [record for record in looked if record]
-        return list({record.id: record for record in found}.values())
+            if looked.keys() >= set(entries):
+                found = [record for entry in entries if (record := looked[entry])]
+                return list({record.id: record for record in found}.values())
+            for entry in entries:
+                if entry not in looked:  # those that have moved make room for others
+                    looked[entry] = await self._look(entry, "entry", self._due)
 
     @plain_or_async
     async def find(
@@ -332,8 +332,9 @@ class RedisStorage(ClientJournal):
                 raise Fenced(id, token)
             if status == lua.DONE:
                 break
-            offered = b"%b:%b" % (others[0], urandom(8).hex().encode())
-            offer = (others[0], b"%b %b" % (id.encode(), offered), "1" if status == lua.NEW else "")
+            listed = ":listed" if status == lua.NEW else ""
+            offered = b"%b:%b" % (others[0], (urandom(8).hex() + listed).encode())
+            offer = (others[0], b"%b %b" % (id.encode(), offered), listed)
             await self._evaluate(lua.OFFER, (self._due, self._ids), *offer)
         if not others:
             return others

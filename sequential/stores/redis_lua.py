@@ -188,7 +188,9 @@ if not token then
     large = string.match(parts, '^%S*')
     if redis.call('EXISTS', void .. nonce) == 1 then return answer({DONE}, {CREATED}, false) end
     if create == '' then return answer({DONE}, {FOUND}, whole(record)) end
-    if not is_listed(rings) then return unlisted({NEW}, rings) end
+    if not is_listed(rings) or not (by_id or string.find(offered, ':listed', 1, true)) then
+        return unlisted({NEW}, rings)  -- what was there may have gone since an entry was offered to the one index
+    end
     if parts ~= '' and redis.call('PERSIST', record .. ':' .. large) == 0 then
         return redis.error_reply('the parts of the input are gone')
     end

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
-from itertools import count
+from itertools import count, product
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -421,6 +421,19 @@ class TestIndex:
                 signal(clustered, id)
                 assert id in [record.id for record in clustered.due(NOW + 2, 99)]
 
+    def test_what_a_claim_finds_may_go_before_its_second_request(self, clustered: Any) -> None:
+        others = another(clustered)
+        for requests in range(5):
+            for name, due in (("held", NOW), ("waits", None)):
+                held(others, "one", run=name, lease=0.0, due=due)
+                others.due(9e9, 9)  # what waits has no entry now
+                new = Record("one", "new", token=1, lease=NOW + 60)
+                interleave(
+                    clustered, requests, 1, partial(clustered.claim, new, NOW, True), lambda _: others.remove("one")
+                )
+                check_index(others, "one")
+                others.remove("one")
+
     def test_the_earliest_come_first_however_their_entries_stand(self, storage: Any) -> None:
         record = Record("", "")
         for number in range(5):
@@ -430,6 +443,20 @@ class TestIndex:
             storage.commit(record, 2)  # not before its entry, which stays
         assert [record.id for record in storage.due(NOW + 200, 3)] == ["id-4", "id-3", "id-2"]
         assert storage.due(NOW + 96, 3) == [record]
+
+    def test_all_that_are_due_come_at_once_however_many_entries_move(self, storage: Any) -> None:
+        for limit, now in product((1, 3, 31, 32, 99), (NOW + 15, NOW + 25, NOW + 200)):
+            ours: Any = RedisStorage(storage._client, prefix=new_prefix())
+            records: list[Any] = []
+            for first, last in ((10, 20), (10, 100), (10, 10), (90, 95)):
+                for number in range(8):
+                    record = held(ours, f"{first}-{last}-{number}", lease=0.0, due=NOW + first + number / 100)
+                    if last > first:
+                        record = record._replace(token=2, due=NOW + last + number / 100)
+                        ours.commit(record, 1)
+                    records.append(record)
+            records.sort(key=lambda record: record.due)
+            assert ours.due(now, limit) == [record for record in records if record.due <= now][:limit]
 
     def test_an_entry_that_nobody_names_any_more_goes(self, clustered: Any) -> None:
         with pytest.raises(StorageError):
