@@ -57,7 +57,10 @@ _REMEDIES = (
     (("OutOfMemoryError", "OOM "), "raise its maxmemory, with maxmemory-policy noeviction"),
     (("ReadOnlyError", "READONLY "), "it takes no writes: connect to the primary"),
     (("CrossSlot", "CROSSSLOT ", "MovedError", "MOVED "), "it is part of a cluster: give a RedisCluster client"),
-    (("NoPermissionError", "NOPERM "), "allow this user the keys of the prefix, scripts, and the commands in them"),
+    (
+        ("NoPermissionError", "NOPERM ", "ACL failure in script", "The user executing the script"),
+        "allow this user the keys of the prefix (exec:*, in a cluster {exec:}* too), scripts, and the commands in them",
+    ),
     (("MISCONF ",), "it cannot write to its disk: look into its log"),
     (("NOREPLICAS ",), "it has fewer replicas than its min-replicas-to-write asks for"),
     (("AuthenticationError", "NOAUTH ", "WRONGPASS "), "give the client its username= and password="),

@@ -2,7 +2,8 @@
 
 Redis does not roll back a script that fails in its midst.  So each first checks everything, then writes; out of memory
 and without the right to write a server refuses the first write of a script or none.  What could fail comes before the
-record.
+record, and before anything is lost: the user may lack a single command, or another program's key be in the place of an
+index.
 
 All that is short comes as one argument, with a NUL between any two values, and what may be large as another: a driver
 takes longer to send a value of its own than a script to cut one off.  What is `None` is empty there and in the record.
@@ -53,6 +54,11 @@ def _script(text: str) -> str:
 
 def _make_void(name: str, seconds: int) -> str:
     return f"redis.call('SET', void .. {name}, '', 'EX', {seconds})"
+
+
+def _start_although_full(name: str) -> str:
+    # A server that is full refuses a write that takes memory, but not after another write of the script.
+    return f"redis.call('UNLINK', void .. {name})"
 
 
 def _pairs(fields: tuple[str, ...]) -> str:
@@ -137,29 +143,43 @@ local function drop(parts)
     for one in string.gmatch(large, '%S+') do
         if one ~= parts then redis.call('UNLINK', record .. ':' .. one) end
     end
-    steps, large = 0, parts
 end
 
 local function expire(key, at)
-    redis.call('PEXPIREAT', key, string.format('%.0f', math.min(at * 1000, 9e15)))
+    if at then
+        redis.call('PEXPIREAT', key, string.format('%.0f', math.min(at * 1000, 9e15)))
+    else
+        redis.call('PERSIST', key)
+    end
+end
+
+local function expire_results(at)
+    for step = 0, steps - 1 do
+        expire(record .. ':' .. step, at)
+    end
+    for one in string.gmatch(large, '%S+') do
+        expire(record .. ':' .. one, at)
+    end
+    expire(signals, at)
 end
 
 local function renew(step)
-    if ttl == '' then return end
-    local changed, wake, lease, due = unpack(redis.call('HMGET', record, 'changed', 'wake', 'lease', 'due'))
-    local last = math.max(tonumber(changed), tonumber(rings_at(lease, due)) or 0, tonumber(wake) or 0)
-    if last == 0 then last = redis.call('TIME')[1] end
-    local expires = last + ttl
+    if ttl == '' then
+        if living then  -- it was written with a ttl before
+            expire_results(nil)
+            expire(record, nil)
+            redis.call('HDEL', record, 'until')
+        end
+        return
+    end
+    local wake, lease, due = unpack(redis.call('HMGET', record, 'wake', 'lease', 'due'))
+    local now, goes_on = redis.call('TIME'), math.max(tonumber(rings_at(lease, due)) or 0, tonumber(wake) or 0)
+    local expires = math.max(now[1] + now[2] / 1e6, goes_on) + ttl
     living = tonumber(living or 0)
-    if expires > living then
+    if expires > living or expires + 2 * ttl < living then
         living = expires + ttl
         redis.call('HSET', record, 'until', living)
-        for step = 0, steps - 1 do
-            expire(record .. ':' .. step, living)
-        end
-        for one in string.gmatch(large, '%S+') do
-            expire(record .. ':' .. one, living)
-        end
+        expire_results(living)
     elseif step then
         expire(record .. ':' .. step, living)
     end
@@ -168,7 +188,7 @@ local function renew(step)
 end
 """
 
-_CREATE = f"redis.call('HSET', record, 'steps', 0, 'large', large, 'parts', parts, 'input', ARGV[2], {_pairs(_GIVEN)})"
+_CREATE = f"redis.call('HSET', record, 'steps', 0, 'large', kept, 'parts', parts, 'input', ARGV[2], {_pairs(_GIVEN)})"
 
 CLAIM = _script(f"""nonce now create by_run parts {_new(_GIVEN)}
 local claimed = redis.call('HGET', record, 'claimed')
@@ -185,7 +205,8 @@ end
 
 if not token then
     local rings = rings_at(new_lease, new_due)
-    large = string.match(parts, '^%S*')
+    local kept = string.match(parts, '^%S*')
+    large = kept
     if redis.call('EXISTS', void .. nonce) == 1 then return answer({DONE}, {CREATED}, false) end
     if create == '' then return answer({DONE}, {FOUND}, whole(record)) end
     if not is_listed(rings) or not (by_id or string.find(offered, ':listed', 1, true)) then
@@ -269,12 +290,14 @@ RESTART = _script(f"""by_run by_token parts {_new(_GIVEN)}
 local rings = rings_at(new_lease, new_due)
 if run ~= by_run or token ~= by_token then return answer({REFUSED}) end
 if not is_listed(rings) then return unlisted({UNLISTED}, rings) end
+local kept, names = string.match(parts, '^%S*'), redis.call('HKEYS', signals)
 list(rings)
-drop(string.match(parts, '^%S*'))
-for _, name in ipairs(redis.call('HKEYS', signals)) do
+for _, name in ipairs(names) do
     if string.find(name, ' taken', 1, true) then redis.call('HDEL', signals, name) end
 end
 {_CREATE}
+drop(kept)
+steps, large = 0, kept
 renew()
 return answer({DONE})
 """)
@@ -301,17 +324,19 @@ REMOVE = _script(f"""by_run by_token nonce
 if redis.call('EXISTS', void .. nonce) == 1 then return answer({DONE}, false) end
 if by_run ~= '' and (run ~= by_run or token ~= by_token) then return answer({REFUSED}, false) end
 local listed, created = unpack(redis.call('HMGET', record, 'listed', 'created'))
-drop()
+{_start_although_full("nonce")}
+{_make_void("nonce", _DELAY)}
+if created then {_make_void("created", _DELAY)} end
 if by_time then
+    redis.call('ZCARD', by_id)
     redis.call('ZREM', by_time, id)
     redis.call('ZREM', by_id, id)
 elseif entry ~= '' then
     {_make_void("entry", _PAUSE)}
     superfluous, offered = entry, entry
 end
+drop()
 redis.call('UNLINK', record, signals)
-{_make_void("nonce", _DELAY)}
-if created then {_make_void("created", _DELAY)} end
 return answer({DONE}, listed)
 """)
 
@@ -346,6 +371,7 @@ return run == by_run and redis.call('HGET', signals, name)
 
 LOOK = _script(f"""field candidate
 if redis.call('HGET', record, field) ~= candidate then
+    {_start_although_full("candidate")}
     {_make_void("candidate", _PAUSE)}
     return answer({DONE}, false)
 end
@@ -353,6 +379,7 @@ local rings = rings_at(lease, due)
 if field == 'entry' and score(entry) < (tonumber(rings) or math.huge) then
     is_listed(rings)
     if not adopts then return unlisted({UNLISTED}, rings) end
+    {_start_although_full("candidate")}
     list(rings)
     superfluous = ''
     return answer({DONE}, false)
@@ -362,6 +389,7 @@ return answer({DONE}, whole(record))
 
 DUE = f"""{_cut("prefix", "now", "limit")}{_WHOLE}
 local page, moved
+redis.call('ZREM', KEYS[1], '')  -- so that a server that is full does not refuse what follows
 repeat
     page, moved = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, limit), false
     for _, id in ipairs(page) do

@@ -36,6 +36,7 @@ from tests.servers.processes import until
 from tests.servers.proxy import Proxy
 from tests.servers.valkey import ValkeyServer
 from tests.stores.support import LARGE, NOW, Crowd, commit_and_die, dies, held, peaks, race, square, squares, take
+from tests.stores.support import step as do_step
 
 KINDS = ("Redis", "RedisCluster")
 
@@ -665,12 +666,37 @@ class TestTrouble:
             assert storage.read("one") is None
             storage._client.config_set("maxmemory", 0)
 
+    def test_what_makes_room_is_done_on_a_server_that_is_full(self, own_server: OwnServer, kind: str) -> None:
+        server = own_server(ValkeyServer("--appendonly", "no", cluster="Cluster" in kind))
+        with closing(RedisStorage(connect(server, kind))) as ours:
+            storage: Any = ours
+            records = [held(storage, f"{number}", lease=0.0) for number in range(4)]
+            storage.commit(records[0]._replace(token=2, due=None, status="finished"), 1)
+            if storage._is_cluster:  # leave entries that no record names
+                with pytest.raises(StorageError):
+                    interleave(storage, 2, 1, partial(held, storage, "dies"), fail)
+            storage.remove("unknown")  # by now the server knows the scripts, which would take memory, too
+            storage._client.config_set("maxmemory", 1)
+            assert storage.due(NOW, 9) == records[1:]
+            assert len(storage.find("", 9)) == 4
+            storage.remove("1")
+            storage.remove("2", records[2])
+            storage.remove("unknown")
+            assert [record.id for record in storage.find("", 9)] == ["0", "3"]
+            with pytest.raises(StorageError, match="raise its maxmemory, with maxmemory-policy noeviction"):
+                held(storage)
+            storage._client.config_set("maxmemory", 0)
+            check_index(storage, "0", "3")
+
     def test_a_user_who_may_not(self, own_server: OwnServer) -> None:
         server = own_server(ValkeyServer())
         admin = connect(server, "Redis")
         admin.acl_setuser("guest", enabled=True, passwords=["+secret"], keys=["mine:*"], commands=["+@all"])
+        allow = (
+            r"allow this user the keys of the prefix \(exec:\*, in a cluster {exec:}\* too\), scripts, and the commands"
+        )
         for options, message in (
-            ({"username": "guest", "password": "secret"}, "allow this user the keys of the prefix, scripts, and"),
+            ({"username": "guest", "password": "secret"}, allow),
             ({"username": "guest", "password": "wrong"}, "give the client its username= and password="),
         ):
             with closing(RedisStorage(connect(server, "Redis", **options))) as ours:
@@ -679,6 +705,63 @@ class TestTrouble:
                     storage.claim(Record("one", "run"), NOW, True)
         assert admin.dbsize() == 0
         admin.close()
+
+    @pytest.mark.parametrize("ttl", [None, 1000.0])
+    def test_a_user_who_may_not_do_all_loses_nothing(self, own_server: OwnServer, ttl: float | None) -> None:
+        server = own_server(ValkeyServer("--appendonly", "no"))
+        admin, commands = (
+            connect(server, "Redis"),
+            ("ZADD", "ZREM", "HKEYS", "HDEL", "UNLINK", "SET", "HSET", "PERSIST"),
+        )
+        refused = set[str]()
+        for command in (*commands, "PEXPIREAT", "TIME", "EXISTS", "HEXISTS", "HMGET", "ZCARD", "GETRANGE"):
+            admin.acl_setuser(
+                "guest", enabled=True, reset=True, passwords=["+secret"], keys=["*"], commands=["+@all", f"-{command}"]
+            )
+            for name in ("restart", "remove", "commit"):
+                with (
+                    closing(RedisStorage(admin, prefix=new_prefix(), ttl=ttl)) as made,
+                    closing(connect(server, "Redis", username="guest", password="secret")) as client,
+                ):
+                    storage: Any = made
+                    record = held(storage)
+                    storage.commit(record._replace(token=2, step=1), 1, Result(0, data=b"1"))
+                    storage.signal("one", "other", b"1", NOW)
+                    storage.commit(record._replace(token=3, step=2), 2, Result(1, data=b"2"), taken="other")
+                    storage.signal("one", "go", b"1", NOW)
+                    before, new = all_of_one(storage), record._replace(token=4, step=3, lease=0.0, due=None)
+                    guest: Any = RedisStorage(client, prefix=made._prefix, ttl=ttl)
+                    acts = {
+                        "restart": partial(guest.restart, new._replace(run="later", step=0), record._replace(token=3)),
+                        "remove": partial(guest.remove, "one", record._replace(token=3)),
+                        "commit": partial(guest.commit, new, 3, Result(2, data=b"3"), taken="go"),
+                    }
+                    try:
+                        acts[name]()
+                    except StorageError as error:
+                        assert "no permission" in str(error)
+                        assert str(error).endswith("scripts, and the commands in them")
+                        assert all_of_one(storage)[:2] == before[:2]
+                        refused.add(f"{name}: {command}")
+                    else:
+                        left = storage.read("one")
+                        assert (
+                            left == {"restart": new._replace(run="later", step=0), "remove": None, "commit": new}[name]
+                        )
+        assert {"restart: HKEYS", "restart: HDEL", "remove: SET", "remove: UNLINK", "commit: HDEL"} <= refused
+
+    @pytest.mark.parametrize("index", ["_due", "_ids"])
+    def test_an_index_of_someone_else(self, plain: Any, index: str) -> None:
+        record = held(plain, lease=0.0)
+        new = do_step(plain, record, data=b"1")
+        plain._client.rename(getattr(plain, index), f"{plain._prefix}away")
+        plain._client.set(getattr(plain, index), "another's")
+        for act in (partial(plain.remove, "one"), partial(plain.remove, "one", new)):
+            with pytest.raises(StorageError, match="another program has keys like these: give a prefix= of your own"):
+                act()
+        plain._client.rename(f"{plain._prefix}away", getattr(plain, index))
+        assert plain.results(new, 0, 9) == [Result(0, data=b"1")]
+        check_index(plain, "one")
 
     def test_the_keys_of_someone_else(self, storage: Any) -> None:
         storage._client.set(f"{storage._prefix}{{one}}", "taken")
@@ -886,6 +969,12 @@ def every_write(storage: Any, record: Record) -> list[Callable[[], Any]]:
     ]
 
 
+def expiries(storage: Any) -> dict[str, float]:
+    """In how many seconds the keys of an execution expire, by what follows the prefix."""
+    names = [name for name in keys(storage) if "{one}" in name and "void" not in name]
+    return {name: storage._client.pttl(f"{storage._prefix}{name}") / 1000 for name in names}
+
+
 class TestExpiry:
     def test_what_is_over_expires_and_leaves_nothing(self, storage: Any, small_parts: None) -> None:
         ours = another(storage, ttl=0.25)
@@ -916,24 +1005,19 @@ class TestExpiry:
         now = start = int(time.time()) + 0.5
         record = held(ours, input=b"1" * 1001, lease=now + 60, changed=now)
         ours.signal("one", "yes", b"1", now)
-        for step in range(60):
+        for number in range(60):
             now += 90
             fields: dict[str, Any] = {"lease": now + 60}
-            if step % 20 == 10:
+            if number % 20 == 10:
                 fields = {"lease": 0.0, "due": None, "wake": now + 5000}
-            new = record._replace(token=record.token + 1, step=step + 1, changed=now, **fields)
-            ours.commit(new, record.token, Result(step, data=b"x" * (1001 if step == 7 else 1)))
+            new = do_step(ours, record, data=b"x" * (1001 if number == 7 else 1), changed=now, **fields)
             record = new._replace(wake=None)
             expected = 1000 + max(now + 60 * bool(new.lease), new.wake or 0.0) - start
-            left = {
-                name: storage._client.pttl(f"{storage._prefix}{name}") / 1000
-                for name in keys(storage)
-                if "{one}" in name
-            }
+            left = expiries(storage)
             assert left.pop("{one}") == pytest.approx(expected, abs=60)
-            voids = [left.pop(name) for name in list(left) if "void" in name]
-            assert len(left) == step + 3 + (step >= 7), left
+            assert len(left) == number + 3 + (number >= 7), left
             assert min(left.values()) >= expected - 60, left
+            voids = [storage._client.ttl(f"{storage._prefix}{name}") for name in keys(storage) if "void" in name]
             assert all(0 < each <= 3600 for each in voids)
 
     def test_five_methods_alone_do_not_let_it_expire_at_once(self, storage: Any) -> None:
@@ -943,14 +1027,47 @@ class TestExpiry:
         assert ours.get_result("one", 0) == "x"
         assert 900_000 < storage._client.pttl(f"{storage._prefix}{{one}}") <= 1_001_000  # its clocks differ
 
-    def test_a_time_without_end(self, storage: Any) -> None:
+    @pytest.mark.parametrize("end", [math.inf, 4e9])
+    def test_a_time_without_end(self, storage: Any, small_parts: None, end: float) -> None:
         ours = another(storage, ttl=1000)
-        record = held(ours, lease=math.inf)
+        record = held(ours, input=b"1" * 1001, lease=end)
         assert ours.read("one") == record
-        assert ours.due(9e9, 9) == []
+        assert ours.due(3e9, 9) == []
+        new = record._replace(token=2, step=1)
+        ours.commit(new, 1, Result(0, data=b"1" * 1001))
+        ours.signal("one", "yes", b"1", NOW)
+        assert min(expiries(storage).values()) > 50_000
+        ours.commit(new._replace(token=3, lease=0.0, due=None, status="finished"), 2)
+        left = expiries(storage)
+        assert 0 < left.pop("{one}") <= 1000 < min(left.values()) <= max(left.values()) <= 2000
+
+    def test_a_clock_that_is_far_behind_the_servers(self, storage: Any) -> None:
+        ours = another(storage, ttl=1000)
+        record = held(ours, lease=NOW + 60, changed=NOW)
+        assert do_step(ours, record, lease=0.0, due=None, status="finished") == ours.read("one")
+        assert min(expiries(storage).values()) > 900
+
+    @pytest.mark.parametrize("act", ["claim", "commit", "save", "signal", "restart"])
+    def test_nothing_expires_any_more_without_a_time(self, storage: Any, small_parts: None, act: str) -> None:
+        mortal = another(storage, ttl=1000)
+        record = do_step(mortal, held(mortal, input=b"1" * 1001), data=b"1" * 1001)
+        mortal.signal("one", "other", b"1", NOW)
+        assert min(expiries(storage).values()) > 0
+        new = record._replace(token=3, step=2)
+        acts = {
+            "claim": partial(storage.claim, record._replace(lease=NOW + 99), NOW + 90, True),
+            "commit": partial(storage.commit, new, 2, Result(1, data=b"1" * 1001)),
+            "save": partial(storage.save, record, Result(2)),
+            "signal": partial(storage.signal, "one", "yes", b"1", NOW),
+            "restart": partial(storage.restart, new._replace(run="again", input=b"2" * 1001), record),
+        }
+        acts[act]()
+        assert set(expiries(storage).values()) == {-0.001}
+        do_step(mortal, storage.read("one"))
+        assert min(expiries(storage).values()) > 0
 
     def test_the_list_of_ids_does_not_grow_for_ever(self, plain: Any) -> None:
-        ours = another(plain, ttl=1)
+        ours = another(plain, ttl=0.001)
         for number in range(300):
             held(ours, f"id-{number}", lease=0.0, due=None, changed=NOW)
         assert len(entries(plain, "_ids")) < 50
