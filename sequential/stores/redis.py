@@ -20,6 +20,7 @@ without an entry.
 from __future__ import annotations
 
 import json
+from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import cache
@@ -46,6 +47,9 @@ Client: TypeAlias = "redis.Redis | redis.asyncio.Redis | redis.RedisCluster | re
 _PART_SIZE = 1 << 22
 """Bytes of a result or an input that go in and out at once: a larger one is never in memory a second time."""
 
+_MOST = 1 << 29
+"""Bytes that a server takes at once, unless its proto-max-bulk-len was changed; from who sends more it hangs up."""
+
 _INPUT = -1
 """The step of an input that is in parts."""
 
@@ -64,7 +68,7 @@ _REMEDIES = (
     (("MISCONF ",), "it cannot write to its disk: look into its log"),
     (("NOREPLICAS ",), "it has fewer replicas than its min-replicas-to-write asks for"),
     (("AuthenticationError", "NOAUTH ", "WRONGPASS "), "give the client its username= and password="),
-    (("MaxConnectionsError",), "give the client more connections, or call fewer at once"),
+    (("MaxConnectionsError", "No connection available"), "give the client more connections, or call fewer at once"),
     (("WRONGTYPE ",), "another program has keys like these: give a prefix= of your own"),
     (("TTL exhausted", "TRYAGAIN "), "it moves this execution to another node: try again, nothing was recorded"),
     (("TimeoutError",), "check that it runs and can be reached, or give the client a longer socket_timeout="),
@@ -72,6 +76,8 @@ _REMEDIES = (
     (("RedisError", "ValkeyError"), "nothing was recorded"),
 )
 """What to do, by words in what was raised: the classes of redis-py and valkey-py, what a server says in a script."""
+
+_write_int, _write_float = int.__repr__, float.__repr__  # whatever a subclass makes of it
 
 _pieces = prepare(json.JSONEncoder(ensure_ascii=False))
 
@@ -93,7 +99,7 @@ class RedisStorage(ClientJournal):
     Raises:
         StorageError: From every method, with what the server said, and the remedy.
         TypeError: When `client` is none.
-        ValueError: When it decodes what it reads, `prefix` is empty or has braces, or `ttl` is not above 0.
+        ValueError: When it decodes what it reads, `prefix` is no such text, or `ttl` is not above 0.
     """
 
     def __init__(
@@ -101,20 +107,23 @@ class RedisStorage(ClientJournal):
     ) -> None:
         super().__init__(codec)
         self._client: Any = client
-        if not hasattr(self._client, "get_encoder") or isinstance(client, type):
+        if not hasattr(client, "get_encoder") or hasattr(client, "execute") or isinstance(client, type):
             raise TypeError(
                 f"client= is a client of redis-py, like redis.Redis(), and {client!r} is none: "
                 f"from a URL, a storage is made by RedisStorage.from_url(url)"
             )
         if self._client.get_encoder().decode_responses:
             raise ValueError("client= decodes what it reads, and results are bytes: give one without decode_responses")
-        if not prefix or set("{}") & set(prefix):
-            raise ValueError(f"prefix= begins the names of keys; it is not empty and has no braces: not {prefix!r}")
-        if ttl is not None and not 0 < ttl < inf:
+        if not _is_prefix(prefix):
+            raise ValueError(
+                f"prefix= begins the names of keys; it is not empty and has no braces, NUL or lone surrogates: "
+                f"not {prefix!r}"
+            )
+        if ttl is not None and not _is_time(ttl):
             raise ValueError(f"ttl= is a number of seconds, above 0, or left out for ever: not {ttl!r}")
         self._is_async, self._is_cluster = is_async(self._client.execute_command), hasattr(client, "get_nodes")
         self._scripts: Any = Pipeline(client) if self._is_async and not self._is_cluster else client
-        self._prefix, self._ttl = prefix, b"" if ttl is None else repr(ttl).encode()
+        self._prefix, self._ttl = prefix, _joined(ttl)[1:]
         begin = f"{{{prefix}}}" if self._is_cluster else prefix
         self._due, self._ids = f"{begin}due".encode(), f"{begin}ids".encode()
 
@@ -236,7 +245,7 @@ class RedisStorage(ClientJournal):
         """List records."""
         found: list[Record] = []
         # An entry's id ends with a space, which is before all that an id is made of.
-        last: bytes | None = f"({after}{'!' * self._is_cluster}".encode() if after else b"-"
+        last: bytes | None = _joined(f"({after}{'!' * self._is_cluster}" if after else "-")[1:]
         while last is not None and len(found) < limit:
             if self._is_cluster:
                 bounds = (last, "+", "LIMIT", "0", str(limit))
@@ -254,6 +263,11 @@ class RedisStorage(ClientJournal):
     @plain_or_async
     async def signal(self, id: str, name: str, data: bytes, now: float) -> tuple[Record | None, bool]:
         """Keep a signal."""
+        if len(data) > _MOST:
+            raise StorageError(
+                f"Redis: signal {name!r} has {len(data)} bytes, and a server takes {_MOST} at once: "
+                f"keep them elsewhere, and signal where"
+            )
         kept, found = await self._apply(lua.SIGNAL, id, _joined(name, now, urandom(8).hex()), data=data)
         return await self._as_record(id, found), kept > 0
 
@@ -363,6 +377,8 @@ class RedisStorage(ClientJournal):
 
     async def _evaluate(self, script: str, keys: tuple[bytes, ...], *values: str | bytes) -> Any:
         """Run a script by its name, which the server knows unless it was started anew."""
+        if self._is_async:
+            get_running_loop()  # where none runs, this is told before anything is sent
         try:
             try:
                 answer = self._scripts.evalsha(_digest(script), len(keys), *keys, *values)
@@ -371,11 +387,21 @@ class RedisStorage(ClientJournal):
                 if type(error).__name__ != "NoScriptError":
                     raise
                 return await settle(self._client.eval(script, len(keys), *keys, *values))
-        except Exception as error:
+        except BaseException as error:
+            if not self._is_async and type(error).__module__.partition(".")[0] not in {"redis", "valkey"}:
+                self._disconnect()
             remedy = _remedy(error)
             if remedy is None:
                 raise
             raise StorageError(f"Redis: {' '.join(str(error).split())}: {remedy}") from error
+
+    def _disconnect(self) -> None:
+        """Let go of idle connections: where a signal handler raises, the driver keeps one with an answer unread."""
+        nodes = [node.redis_connection for node in self._client.get_nodes()] if self._is_cluster else [self._client]
+        for client in filter(None, nodes):
+            client.connection_pool.disconnect(False)  # what other threads use is left to them
+            if client.connection:
+                client.connection.disconnect()
 
 
 @cache
@@ -383,7 +409,19 @@ def _digest(script: str) -> str:
     return sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
-def _remedy(error: Exception) -> str | None:
+def _is_prefix(prefix: object) -> bool:
+    return (
+        isinstance(prefix, str)
+        and prefix != ""
+        and not any(character in "{}\0" or "\ud800" <= character <= "\udfff" for character in prefix)
+    )
+
+
+def _is_time(ttl: object) -> bool:
+    return isinstance(ttl, (int, float)) and not isinstance(ttl, bool) and 0 < ttl < inf
+
+
+def _remedy(error: BaseException) -> str | None:
     """Return what to do, or `None` if the driver has not raised this."""
     told = f"{' '.join(kind.__name__ for kind in type(error).__mro__)} {error}"
     return next((remedy for words, remedy in _REMEDIES if any(word in told for word in words)), None)
@@ -395,8 +433,20 @@ def _text(value: Any) -> str:
 
 def _joined(*values: Any) -> bytes:
     """Return short values as one text, with a NUL before each."""
-    texts = ["" if value is None else value if isinstance(value, str) else repr(value) for value in values]
-    return "\0".join(["", *texts]).encode()
+    texts = [
+        ""
+        if value is None
+        else value
+        if isinstance(value, str)
+        else _write_float(value)
+        if isinstance(value, float)
+        else _write_int(value)
+        for value in values
+    ]
+    try:
+        return "\0".join(["", *texts]).encode()
+    except UnicodeEncodeError as error:
+        raise StorageError(f"Redis: no text may have a lone surrogate ({error}): nothing was recorded") from error
 
 
 def _short(record: Record) -> tuple[Any, ...]:

@@ -10,6 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from decimal import Decimal
+from enum import IntEnum
+from fractions import Fraction
 from functools import partial
 from itertools import count, product
 from typing import Any, ClassVar
@@ -19,7 +22,7 @@ import pytest
 
 from sequential import FlowExecutor, Paused, stores
 from sequential.blocking import blocking
-from sequential.errors import Fenced, NotInstalled, StorageError
+from sequential.errors import EventLoopNeeded, Fenced, NotInstalled, StorageError
 from sequential.storage import Journal, Record, Result, settle
 from sequential.stores import redis as module
 from sequential.stores import redis_lua as lua
@@ -811,6 +814,40 @@ class TestTrouble:
         with pytest.raises(ZeroDivisionError):
             storage.read("one")
 
+    @pytest.mark.parametrize("options", [{}, {"single_connection_client": True}])
+    @pytest.mark.parametrize("kind_of_error", [KeyboardInterrupt, ZeroDivisionError])
+    def test_an_answer_that_a_signal_handler_has_left_unread(
+        self, server: ValkeyServer, kind: str, options: dict[str, Any], kind_of_error: type[BaseException]
+    ) -> None:
+        import redis
+
+        address = urlsplit(server.url)
+        client: Any = connect(server, kind) if "Cluster" in kind else redis.Redis(port=address.port or 0, **options)
+        with closing(RedisStorage(client, prefix=new_prefix())) as ours:
+            storage: Any = ours
+            record, other = held(storage), held(storage, "other")
+            node = client.get_nodes()[0].redis_connection if "Cluster" in kind else client
+
+            def interrupted(*_: Any, **__: Any) -> None:
+                del node.parse_response
+                raise kind_of_error
+
+            node.parse_response = interrupted
+            with pytest.raises(kind_of_error):
+                storage.read("one")
+            assert storage.read("other") == other
+            assert storage.read("one") == record
+
+    def test_more_at_once_than_there_are_connections(self, plain_server: ValkeyServer) -> None:
+        import redis
+
+        pool: Any = redis.BlockingConnectionPool.from_url(plain_server.url, max_connections=1, timeout=0.001)
+        with closing(RedisStorage(redis.Redis(connection_pool=pool))) as ours:
+            storage: Any = ours
+            pool.get_connection()
+            with pytest.raises(StorageError, match="give the client more connections, or call fewer at once"):
+                storage.read("one")
+
     def test_a_server_that_has_forgotten_all_scripts(self, storage: Any) -> None:
         record = held(storage)
         storage._client.script_flush()
@@ -1085,20 +1122,58 @@ class TestUse:
     def test_what_is_no_client(self) -> None:
         import redis
 
-        wrong: list[Any] = ["redis://127.0.0.1", redis.Redis, None]
+        wrong: list[Any] = ["redis://127.0.0.1", redis.Redis, None, redis.Redis().pipeline()]
         for client in wrong:
             with pytest.raises(TypeError, match=r"is none: from a URL, a storage is made by RedisStorage\.from_url"):
                 RedisStorage(client)
 
-    @pytest.mark.parametrize("prefix", ["", "{a}", "a{", "}"])
-    def test_prefixes_that_would_not_do(self, storage: Any, prefix: str) -> None:
+    @pytest.mark.parametrize("prefix", ["", "{a}", "a{", "}", "a\0", "\udc80", b"exec:", None, 5])
+    def test_prefixes_that_would_not_do(self, storage: Any, prefix: Any) -> None:
         with pytest.raises(ValueError, match="prefix= begins the names of keys; it is not empty and has no braces"):
             RedisStorage(storage._client, prefix=prefix)
 
-    @pytest.mark.parametrize("ttl", [0, -1, math.nan, math.inf])
-    def test_times_that_would_not_do(self, storage: Any, ttl: float) -> None:
+    @pytest.mark.parametrize("ttl", [0, -1, math.nan, math.inf, True, Decimal(5), Fraction(5), "5", b"5", 5j])
+    def test_times_that_would_not_do(self, storage: Any, ttl: Any) -> None:
         with pytest.raises(ValueError, match="ttl= is a number of seconds, above 0, or left out for ever: not"):
             RedisStorage(storage._client, ttl=ttl)
+
+    def test_numbers_that_write_themselves_in_another_way(self, storage: Any) -> None:
+        class Version(IntEnum):
+            TWO = 2
+
+        class Time(float):
+            def __repr__(self) -> str:
+                return f"Time({float(self)})"
+
+        ours = another(storage, ttl=Time(1000.5))
+        record = held(ours, version=Version.TWO, lease=Time(NOW + 0.1), attempts=Version.TWO)
+        assert ours.claim(record._replace(lease=Time(NOW + 9)), Time(NOW + 5), False)[1]
+        plain = record._replace(version=2, attempts=2, token=2, lease=NOW + 9)
+        assert another(storage, ttl=Version.TWO).read("one") == plain
+        assert 1000 < storage._client.ttl(f"{storage._prefix}{{one}}") <= 1001
+
+    def test_a_text_that_no_encoding_has(self, storage: Any) -> None:
+        for act in (partial(storage.find, "\ud800", 9), partial(storage.claim, Record("one", "\ud800"), NOW, True)):
+            with pytest.raises(StorageError, match=r"no text may have a lone surrogate \(.*: nothing was recorded"):
+                act()
+
+    def test_a_signal_that_no_server_takes(self, storage: Any) -> None:
+        held(storage)
+        with pytest.raises(
+            StorageError, match="'yes' has 536870913 bytes, and a server takes 536870912 at once: keep th"
+        ):
+            storage.signal("one", "yes", bytes((1 << 29) + 1), NOW)
+
+    def test_what_is_not_awaited_on_an_async_client_is_not_sent(self, kind: str, server: ValkeyServer) -> None:
+        storage: Any = RedisStorage(connect(server, f"Async{kind}"), prefix=new_prefix())
+        flow = FlowExecutor(storage, call=square)
+        with asyncio.Runner() as runner:
+            assert runner.run(flow.list()) == []
+            with pytest.raises(EventLoopNeeded):
+                flow.start_sync(squares, {"steps": 1}, "one")
+            assert runner.run(flow.list()) == []
+            assert runner.run(flow.execute(squares, "one", {"steps": 0})) == 0
+            runner.run(storage.close())
 
     def test_from_a_url(self, plain_server: ValkeyServer, plain: Any) -> None:
         storage: Any = stores.open(plain_server.url, prefix=plain._prefix, ttl=5.0)
