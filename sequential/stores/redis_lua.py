@@ -153,37 +153,33 @@ local function expire(key, at)
     end
 end
 
-local function expire_results(at)
-    for step = 0, steps - 1 do
-        expire(record .. ':' .. step, at)
-    end
-    for one in string.gmatch(large, '%S+') do
-        expire(record .. ':' .. one, at)
-    end
-    expire(signals, at)
-end
-
-local function renew(step)
-    if ttl == '' then
-        if living then  -- it was written with a ttl before
-            expire_results(nil)
-            expire(record, nil)
-            redis.call('HDEL', record, 'until')
+local function renew(key)
+    if ttl == '' and not living then return end
+    local before, expires = tonumber(living or 0), nil
+    living = before
+    if ttl == '' then  -- it was written with one before
+        living = nil
+        redis.call('HDEL', record, 'until')
+    else
+        local wake, lease, due = unpack(redis.call('HMGET', record, 'wake', 'lease', 'due'))
+        local now, goes_on = redis.call('TIME'), math.max(tonumber(rings_at(lease, due)) or 0, tonumber(wake) or 0)
+        expires = math.max(now[1] + now[2] / 1e6, goes_on) + ttl
+        if expires > living or expires + 2 * ttl < living then
+            living = expires + ttl
+            redis.call('HSET', record, 'until', living)
         end
-        return
     end
-    local wake, lease, due = unpack(redis.call('HMGET', record, 'wake', 'lease', 'due'))
-    local now, goes_on = redis.call('TIME'), math.max(tonumber(rings_at(lease, due)) or 0, tonumber(wake) or 0)
-    local expires = math.max(now[1] + now[2] / 1e6, goes_on) + ttl
-    living = tonumber(living or 0)
-    if expires > living or expires + 2 * ttl < living then
-        living = expires + ttl
-        redis.call('HSET', record, 'until', living)
-        expire_results(living)
-    elseif step then
-        expire(record .. ':' .. step, living)
+    if living ~= before then
+        for step = 0, steps - 1 do
+            expire(record .. ':' .. step, living)
+        end
+        for one in string.gmatch(large, '%S+') do
+            expire(record .. ':' .. one, living)
+        end
+        expire(signals, living)
+    elseif key then  -- it may be new
+        expire(key, living)
     end
-    expire(signals, living)
     expire(record, expires)
 end
 """
@@ -256,7 +252,7 @@ if taken ~= '' then
 end
 redis.call('HSET', record, 'steps', steps, {_pairs(_CHANGING)})
 if absent ~= '' then redis.call('HDEL', signals, absent .. ' taken') end
-renew(at ~= '' and at)
+renew(at ~= '' and record .. ':' .. at)
 return answer({DONE})
 """)
 
@@ -268,7 +264,7 @@ if begun ~= '' then
 end
 keep(at, parts)
 redis.call('HSET', record, 'steps', steps)
-renew(at)
+renew(record .. ':' .. at)
 return answer({DONE})
 """)
 
@@ -314,7 +310,7 @@ if status and kept == 0 and not is_closed
     end
     redis.call('HSET', signals, name, ARGV[2])
     {_make_void("nonce", _DELAY)}
-    renew()
+    renew(signals)
     kept = 1
 end
 return answer({DONE}, kept, whole(record))
