@@ -53,12 +53,8 @@ def _script(text: str) -> str:
 
 
 def _make_void(name: str, seconds: int) -> str:
-    return f"redis.call('SET', void .. {name}, '', 'EX', {seconds})"
-
-
-def _start_although_full(name: str) -> str:
-    # A server that is full refuses a write that takes memory, but not after another write of the script.
-    return f"redis.call('UNLINK', void .. {name})"
+    # A server that is full refuses a write that takes memory, but not after one of the same script that takes none.
+    return f"redis.call('UNLINK', void .. {name}) redis.call('SET', void .. {name}, '', 'EX', {seconds})"
 
 
 def _pairs(fields: tuple[str, ...]) -> str:
@@ -320,7 +316,6 @@ REMOVE = _script(f"""by_run by_token nonce
 if redis.call('EXISTS', void .. nonce) == 1 then return answer({DONE}, false) end
 if by_run ~= '' and (run ~= by_run or token ~= by_token) then return answer({REFUSED}, false) end
 local listed, created = unpack(redis.call('HMGET', record, 'listed', 'created'))
-{_start_although_full("nonce")}
 {_make_void("nonce", _DELAY)}
 if created then {_make_void("created", _DELAY)} end
 if by_time then
@@ -367,7 +362,6 @@ return run == by_run and redis.call('HGET', signals, name)
 
 LOOK = _script(f"""field candidate
 if redis.call('HGET', record, field) ~= candidate then
-    {_start_although_full("candidate")}
     {_make_void("candidate", _PAUSE)}
     return answer({DONE}, false)
 end
@@ -375,7 +369,6 @@ local rings = rings_at(lease, due)
 if field == 'entry' and score(entry) < (tonumber(rings) or math.huge) then
     is_listed(rings)
     if not adopts then return unlisted({UNLISTED}, rings) end
-    {_start_although_full("candidate")}
     list(rings)
     superfluous = ''
     return answer({DONE}, false)
