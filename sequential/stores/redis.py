@@ -20,7 +20,6 @@ without an entry.
 from __future__ import annotations
 
 import json
-from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import cache
@@ -77,8 +76,6 @@ _REMEDIES = (
 )
 """What to do, by words in what was raised: the classes of redis-py and valkey-py, what a server says in a script."""
 
-_write_int, _write_float = int.__repr__, float.__repr__  # whatever a subclass makes of it
-
 _pieces = prepare(json.JSONEncoder(ensure_ascii=False))
 
 
@@ -123,7 +120,7 @@ class RedisStorage(ClientJournal):
             raise ValueError(f"ttl= is a number of seconds, above 0, or left out for ever: not {ttl!r}")
         self._is_async, self._is_cluster = is_async(self._client.execute_command), hasattr(client, "get_nodes")
         self._scripts: Any = Pipeline(client) if self._is_async and not self._is_cluster else client
-        self._prefix, self._ttl = prefix, _joined(ttl)[1:]
+        self._prefix, self._ttl = prefix, b"" if ttl is None else repr(float(ttl)).encode()
         begin = f"{{{prefix}}}" if self._is_cluster else prefix
         self._due, self._ids = f"{begin}due".encode(), f"{begin}ids".encode()
 
@@ -377,8 +374,6 @@ class RedisStorage(ClientJournal):
 
     async def _evaluate(self, script: str, keys: tuple[bytes, ...], *values: str | bytes) -> Any:
         """Run a script by its name, which the server knows unless it was started anew."""
-        if self._is_async:
-            get_running_loop()  # where none runs, this is told before anything is sent
         try:
             try:
                 answer = self._scripts.evalsha(_digest(script), len(keys), *keys, *values)
@@ -433,16 +428,7 @@ def _text(value: Any) -> str:
 
 def _joined(*values: Any) -> bytes:
     """Return short values as one text, with a NUL before each."""
-    texts = [
-        ""
-        if value is None
-        else value
-        if isinstance(value, str)
-        else _write_float(value)
-        if isinstance(value, float)
-        else _write_int(value)
-        for value in values
-    ]
+    texts = ["" if value is None else value if isinstance(value, str) else repr(value) for value in values]
     try:
         return "\0".join(["", *texts]).encode()
     except UnicodeEncodeError as error:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from decimal import Decimal
-from enum import IntEnum
 from fractions import Fraction
 from functools import partial
 from itertools import count, product
@@ -22,7 +21,7 @@ import pytest
 
 from sequential import FlowExecutor, Paused, stores
 from sequential.blocking import blocking
-from sequential.errors import EventLoopNeeded, Fenced, NotInstalled, StorageError
+from sequential.errors import Fenced, NotInstalled, StorageError
 from sequential.storage import Journal, Record, Result, settle
 from sequential.stores import redis as module
 from sequential.stores import redis_lua as lua
@@ -1137,19 +1136,12 @@ class TestUse:
         with pytest.raises(ValueError, match="ttl= is a number of seconds, above 0, or left out for ever: not"):
             RedisStorage(storage._client, ttl=ttl)
 
-    def test_numbers_that_write_themselves_in_another_way(self, storage: Any) -> None:
-        class Version(IntEnum):
-            TWO = 2
-
+    def test_a_time_that_writes_itself_in_another_way(self, storage: Any) -> None:
         class Time(float):
             def __repr__(self) -> str:
                 return f"Time({float(self)})"
 
-        ours = another(storage, ttl=Time(1000.5))
-        record = held(ours, version=Version.TWO, lease=Time(NOW + 0.1), attempts=Version.TWO)
-        assert ours.claim(record._replace(lease=Time(NOW + 9)), Time(NOW + 5), False)[1]
-        plain = record._replace(version=2, attempts=2, token=2, lease=NOW + 9)
-        assert another(storage, ttl=Version.TWO).read("one") == plain
+        held(another(storage, ttl=Time(1000.5)), lease=0.0, due=None)
         assert 900_000 < storage._client.pttl(f"{storage._prefix}{{one}}") <= 1_001_000
 
     def test_a_text_that_no_encoding_has(self, storage: Any) -> None:
@@ -1163,17 +1155,6 @@ class TestUse:
             StorageError, match="'yes' has 536870913 bytes, and a server takes 536870912 at once: keep th"
         ):
             storage.signal("one", "yes", bytes((1 << 29) + 1), NOW)
-
-    def test_what_is_not_awaited_on_an_async_client_is_not_sent(self, kind: str, server: ValkeyServer) -> None:
-        storage: Any = RedisStorage(connect(server, f"Async{kind}"), prefix=new_prefix())
-        flow = FlowExecutor(storage, call=square)
-        with asyncio.Runner() as runner:
-            assert runner.run(flow.list()) == []
-            with pytest.raises(EventLoopNeeded):
-                flow.start_sync(squares, {"steps": 1}, "one")
-            assert runner.run(flow.list()) == []
-            assert runner.run(flow.execute(squares, "one", {"steps": 0})) == 0
-            runner.run(storage.close())
 
     def test_from_a_url(self, plain_server: ValkeyServer, plain: Any) -> None:
         storage: Any = stores.open(plain_server.url, prefix=plain._prefix, ttl=5.0)
