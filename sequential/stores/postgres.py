@@ -199,13 +199,13 @@ class PostgresStorage(ClientJournal):
         await self._change(held, held.token, self._sql.restart, values)
 
     @plain_or_async
-    async def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:  # noqa: ARG002
+    async def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:
         """Read a page of results."""
-        page: list[Result] = []
-        for row in await self._rows(self._sql.results, (record.id, record.run, start, stop)):
-            if row[7] > 1:
-                return page or [await self._read_parts(record, as_result(row[:7]), row[7])]
-            page.append(as_result(row[:7]))
+        sql = self._sql.brief_results if brief else self._sql.results
+        page = list(map(as_result, await self._rows(sql, (record.id, record.run, start, stop))))
+        for at, result in enumerate(page):
+            if result.data is None:  # it is in parts
+                return page[:at] or [await self._read_parts(record, result)]
         return page
 
     @plain_or_async
@@ -261,15 +261,17 @@ class PostgresStorage(ClientJournal):
                 await self._change(record, token, self._sql.save, (record.id, record.run, token, *values))
         return result.step, 0, count, result.asked, result.fingerprint, data, *result[4:]
 
-    async def _read_parts(self, record: Record, result: Result, count: int) -> Result:
-        """Return a result of which the first part was read with all its parts."""
-        whole = BytesIO()
-        whole.write(result.data)
-        for part in range(1, count):
+    async def _read_parts(self, record: Record, result: Result) -> Result:
+        """Return a result with what its parts make."""
+        whole, part, count = BytesIO(), 0, 1
+        while part < count:
             rows = await self._rows(self._sql.part, (record.id, record.run, result.step, part))
             if not rows:
                 raise Fenced(record.id, record.token)
-            whole.write(rows.pop()[0])
+            data, parts = rows.pop()
+            count = parts or count  # the first one tells
+            whole.write(data)
+            part += 1
         return result._replace(data=whole.getvalue())
 
     async def _change(self, record: Record, token: int, sql: str, values: Sequence[Any]) -> None:

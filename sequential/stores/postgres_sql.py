@@ -112,13 +112,17 @@ INSERT INTO {p}schema SELECT {SCHEMA} WHERE NOT EXISTS (SELECT FROM {p}schema);
             ), gone AS (DELETE FROM {p}results AS r USING held WHERE r.key = held.key)
             SELECT FROM held
         """
-        self.results = f"""
-            SELECT step, asked, fingerprint, data, started, ended, error, parts FROM (
-                SELECT *, sum(octet_length(data)) OVER (ORDER BY step) - octet_length(data) AS before FROM {p}results
-                WHERE key = {key} AND step >= %s AND step < %s AND part = 0 ORDER BY step LIMIT 2000
-            ) AS page WHERE before < {PAGE} ORDER BY step
-        """
-        self.part = f"SELECT data FROM {p}results WHERE key = {key} AND step = %s AND part = %s"
+        self.results, self.brief_results = (
+            f"""
+                SELECT step, asked, fingerprint, CASE WHEN parts = 1 THEN data END, {about} FROM (
+                    SELECT *, sum(octet_length(data)) OVER (ORDER BY step ROWS UNBOUNDED PRECEDING) AS size
+                    FROM {p}results
+                    WHERE key = {key} AND step >= %s AND step < %s AND part = 0 ORDER BY step LIMIT 2000
+                ) AS page WHERE size - octet_length(data) < {PAGE} ORDER BY step
+            """
+            for about in ("started, ended, error", "NULL, NULL, NULL")
+        )
+        self.part = f"SELECT data, parts FROM {p}results WHERE key = {key} AND step = %s AND part = %s"
         self.read = f"SELECT {FIELDS} FROM {p}executions WHERE id = %s"
         self.due = f"""
             (SELECT {FIELDS} FROM {p}executions WHERE rings = -1 AND lease <= %s ORDER BY lease LIMIT %s) UNION ALL
