@@ -47,7 +47,7 @@ _PART_SIZE = 1 << 22
 """Bytes of a result or an input that go in and out at once: a larger one is never in memory a second time."""
 
 _MOST = 1 << 29
-"""Bytes that a server takes at once, unless its proto-max-bulk-len was changed; from who sends more it hangs up."""
+"""Bytes that a server takes at once unless its proto-max-bulk-len was changed; it hangs up on whoever sends more."""
 
 _INPUT = -1
 """The step of an input that is in parts."""
