@@ -107,6 +107,14 @@ class World(ThreadingHTTPServer):
         self.over = threading.Event()
 
     def start_function(self, id: str) -> None:
+        """Run one invocation, and end all if that cannot be done, as when nobody reads what is printed."""
+        try:
+            self.run_function(id)
+        except BaseException:
+            self.over.set()
+            raise
+
+    def run_function(self, id: str) -> None:
         """Run one invocation in a fresh process, and ring again for one that died."""
         self.invocations += 1
         command = [sys.executable, __file__, "--invoke", id, "--platform", self.url]

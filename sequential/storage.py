@@ -503,6 +503,7 @@ def journal_for(storage: Storage) -> Journal:
         )
         raise TypeError(
             f"{what} was given as a storage: a storage has the methods get, set, delete, get_result and set_result "
-            f"(see sequential.storage.Storage), or is built in (sequential.stores.sqlite.SQLiteStorage)"
+            f"(see sequential.storage.Storage), or is built in (sequential.stores.sqlite.SQLiteStorage); "
+            f"sequential.stores.open(url) makes one of a URL"
         )
     return PlainJournal(storage)

@@ -135,7 +135,7 @@ def test_what_is_no_storage_is_refused() -> None:
     assert str(caught.value) == (
         "a dict without set, delete, get_result, set_result was given as a storage: a storage has the methods get, set, "
         "delete, get_result and set_result (see sequential.storage.Storage), or is built in "
-        "(sequential.stores.sqlite.SQLiteStorage)"
+        "(sequential.stores.sqlite.SQLiteStorage); sequential.stores.open(url) makes one of a URL"
     )
     with pytest.raises(TypeError, match="the class MemoryStorage, not an instance of it was given as a storage"):
         FlowExecutor(MemoryStorage)  # type: ignore[arg-type]

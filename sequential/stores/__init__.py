@@ -45,7 +45,9 @@ def open(url: str, **options: Any) -> Journal:
     scheme, separator, place = str(url).partition("://")
     scheme = scheme.lower()
     if not separator or scheme not in _SCHEMES:
-        raise StorageError(f"there is no store for {url!r}: a URL begins with {', '.join(f'{s}://' for s in _SCHEMES)}")
+        begins = f"{scheme}://" if separator else str(url)  # what follows may be a password
+        known = ", ".join(f"{each}://" for each in _SCHEMES)
+        raise StorageError(f"there is no store for {begins!r}: a URL begins with {known}")
     module, name = _SCHEMES[scheme]
     kind = getattr(import_module(f".{module}", __name__), name)
     storage: Journal = kind.from_url(f"{scheme}://{place}", **options)

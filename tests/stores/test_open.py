@@ -45,6 +45,11 @@ def test_a_url_of_no_store(url: str) -> None:
         open_storage(url)
 
 
+def test_a_password_is_not_told() -> None:
+    with pytest.raises(StorageError, match=r"there is no store for 'postgresql\+psycopg://': a URL begins with"):
+        open_storage("postgresql+psycopg://user:secret@host/database")
+
+
 def test_options_that_a_store_does_not_know() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'ttl'"):
         open_storage("memory://", ttl=5)
