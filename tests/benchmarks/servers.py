@@ -20,7 +20,7 @@ from typing import Any, Protocol, cast
 from sequential import FlowExecutor, Paused
 from sequential.storage import Journal, Record, Result, settle
 from tests.benchmarks.store import RESULT, call, workflow
-from tests.benchmarks.table import Found, Row, side_by_side
+from tests.benchmarks.table import Found, Row, middle, side_by_side
 from tests.servers.dynamodb import DynamoServer
 from tests.servers.postgres import PostgresServer
 from tests.servers.seaweed import SeaweedServer
@@ -256,12 +256,9 @@ async def many_at_once(name: str, storage: Journal, floor: Floor, steps: int, ro
             await settle(floor.step(id, step, json.dumps(RESULT).encode()))
         await settle(floor.end(id, steps))
 
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for found, run in zip(times, (run_ours, run_floor), strict=True):
-            found.append(await took(run))
-    ours, least = (AT_ONCE * steps / sorted(found)[rounds // 2] for found in times)
-    return Row(f"{name}: steps, {AT_ONCE} at once", "1/s", ours, least, f"the same {AT_ONCE}-fold", 0.7, "at least")
+    ours, least = middle([[await took(run_ours), await took(run_floor)] for _ in range(rounds)])
+    all_steps, what = AT_ONCE * steps, f"the same {AT_ONCE}-fold"
+    return Row(f"{name}: steps, {AT_ONCE} at once", "1/s", all_steps / ours, all_steps / least, what, 0.7, "at least")
 
 
 async def took(run: Callable[[], Awaitable[None]]) -> float:
@@ -328,7 +325,7 @@ def one_per_invocation(name: str, storage: Journal, floor: Floor, steps: int = 3
             floor.step(id, step, DATA)
         floor.end(id, steps)
 
-    ours, least = side_by_side(5, run_ours, run_floor)
+    ours, least = side_by_side(11, run_ours, run_floor)
     what = f"{floor.what.partition(':')[0]}: read and decode in one go, then one step, each time"
     return Row(f"{name}: {steps} invocations of one step", "s", ours, least, what, 2.0)
 
@@ -357,7 +354,7 @@ def postgres() -> Found:
             settings: dict[str, Any] = {"min_size": AT_ONCE, "max_size": AT_ONCE, "kwargs": {"autocommit": True}}
             async with AsyncConnectionPool(server.url, open=False, **settings) as pool:
                 await pool.wait()
-                return await many_at_once("Postgres", PostgresStorage(pool), PostgresFloor(pool), 100, 5)
+                return await many_at_once("Postgres", PostgresStorage(pool), PostgresFloor(pool), 100, 7)
 
         rows.append(asyncio.run(at_once()))
     return rows, []
@@ -372,7 +369,7 @@ def redis() -> Found:
 
     async def at_once(url: str) -> Row:
         async with AsyncRedis.from_url(url) as client:
-            return await many_at_once("Valkey", RedisStorage(client), RedisFloor(client), 100, 5)
+            return await many_at_once("Valkey", RedisStorage(client), RedisFloor(client), 100, 7)
 
     with ExitStack() as stack:
         server = stack.enter_context(ValkeyServer.from_environment())

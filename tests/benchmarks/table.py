@@ -61,12 +61,14 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def side_by_side(rounds: int, *runs: Callable[[], object]) -> list[float]:
-    """Return the median seconds of each run, taken in turns, so that what disturbs one disturbs all."""
-    found: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds):
-        for run, times in zip(runs, found, strict=True):
-            times.append(seconds(run))
-    return [median(times) for times in found]
+    """Return the seconds of each run, taken in turns: of two, those of the `middle` round; of more, each one's median."""
+    times = [[seconds(run) for run in runs] for _ in range(rounds)]
+    return middle(times) if len(runs) == 2 else [median(found) for found in zip(*times, strict=True)]
+
+
+def middle(rounds: list[list[float]]) -> list[float]:
+    """Return the round with the median ratio of its two times: what slows down a machine for a while slows both."""
+    return sorted(rounds, key=lambda times: times[0] / times[1])[len(rounds) // 2]
 
 
 @contextmanager
