@@ -138,12 +138,16 @@ class RedisStorage(ClientJournal):
 
         Raises:
             NotInstalled: When redis-py is missing.
+            StorageError: When the URL is none of Redis.
         """
         with extra("redis"):
             import redis  # noqa: PLC0415 - only those need it who bring no client
             from redis.backoff import NoBackoff  # noqa: PLC0415
             from redis.retry import Retry  # noqa: PLC0415
-        client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 1))
+        try:
+            client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 1))
+        except ValueError as error:
+            raise StorageError(f"Redis: {error}: write a URL like redis://user:password@host:6379/0") from error
         return cls(client, prefix=prefix, ttl=ttl, codec=codec)
 
     def is_async(self) -> bool:

@@ -1162,6 +1162,11 @@ class TestUse:
             held(storage, changed=time.time())
             assert plain._client.pttl(f"{plain._prefix}{{one}}") > 0
 
+    def test_a_url_that_is_none(self) -> None:
+        for url in ("redis://localhost:abc/0", "localhost:6379", "http://localhost"):
+            with pytest.raises(StorageError, match=r"^Redis: .*: write a URL like redis://user:password@host:6379/0$"):
+                RedisStorage.from_url(url)
+
     def test_a_connection_that_was_idle_when_the_server_was_started_anew(self, own_server: OwnServer) -> None:
         server = own_server(ValkeyServer())
         with closing(RedisStorage.from_url(server.url)) as made:
