@@ -159,7 +159,7 @@ def test_what_is_not_told_is_asked_for(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--store", "mysql://x"], "there is no store for 'mysql://x'"),
+        (["--store", "mysql://x"], "there is no store for 'mysql://'"),
         (["--url", "http://example.org"], "use https"),
         (["--limit", "0"], "limit= is a number of executions"),
         (["--every", "0"], "every= is a number of seconds above 0"),
