@@ -66,7 +66,7 @@ async def _sweep(flow: FlowExecutor, options: argparse.Namespace) -> None:
         return
     task = asyncio.current_task()
     assert task is not None
-    with suppress(NotImplementedError):  # Windows has no such signal
+    with suppress(NotImplementedError):  # asyncio's own on Windows, which has no such signal: Ctrl-C ends it there
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     await sweep_forever(flow, options.every, options.limit)
 

@@ -49,7 +49,7 @@ async def sweep(setup: Setup, limit: int) -> list[str]:
         elif await setup.ring(moved):
             rung.append(record.id)
         else:  # that nobody can be rung is not the execution's fault, and must not park it
-            with suppress(Fenced):
+            with suppress(Fenced, StorageError):
                 tried = moved._replace(token=moved.token + 1, attempts=record.attempts)
                 await settle(setup.journal.commit(tried, moved.token))
     if failures and not rung:

@@ -759,6 +759,27 @@ def test_a_record_that_cannot_be_written_does_not_keep_the_sweep_from_others() -
         flow.sweep_sync()
 
 
+def test_a_record_that_cannot_be_written_again_when_nobody_could_be_rung_keeps_no_other_from_it() -> None:
+    class Filling(JournalAround):
+        async def around(self, what: str, method: Callable[..., Any], *values: Any, **options: Any) -> Any:
+            if "a" in unreached and what.startswith("commit") and values[0].id == "a":
+                raise StorageError("a is full")
+            return await settle(method(*values, **options))
+
+    def resume(id: str) -> None:
+        unreached.append(id)
+        raise OSError("nobody is there")
+
+    clock, unreached = FakeClock(), list[str]()
+    flow = FlowExecutor(Filling(MemoryStorage()), call=echo, clock=clock, workflows=[workflow], resume=resume)
+    for id in ("a", "b"):
+        flow.execute_sync(workflow, id, {"user_id": 1})
+    clock.advance(60.0)
+    unreached.clear()
+    assert flow.sweep_sync() == []
+    assert unreached == ["a", "b"]
+
+
 def test_a_sweep_rings_no_more_than_it_was_told_to() -> None:
     clock = FakeClock()
     flow = FlowExecutor(MemoryStorage(), call=echo, clock=clock)

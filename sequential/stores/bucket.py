@@ -51,12 +51,14 @@ _MOMENT = 0.05
 _LEFT_OVER = 86_400.0
 """Seconds after which no process is any more about to refer to what it has written."""
 
-_REMEDIES: tuple[tuple[type[Exception], str], ...] = (
+_CANNOT = (exceptions.NotSupportedError, NotImplementedError)
+"""What obstore raises when a store has no way to do what it is asked: the one or the other, as the store may be."""
+
+_REMEDIES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     (FileNotFoundError, "create the bucket or folder, or correct its name"),
     (exceptions.PermissionDeniedError, "allow to read, write, delete and list: else S3 hides what is missing"),
     (exceptions.UnauthenticatedError, "give it credentials that are valid"),
-    (exceptions.NotSupportedError, "use a store that takes conditional writes, and leave conditional_put= alone"),
-    (NotImplementedError, "use a store that takes conditional writes, and leave conditional_put= alone"),
+    (_CANNOT, "use a store that takes conditional writes, and leave conditional_put= alone"),
 )
 _REACH = "check that it can be reached: its endpoint, region, bucket and credentials"
 
@@ -383,7 +385,7 @@ def explained(*known: type[Exception]) -> Iterator[None]:
         yield
     except known:
         raise
-    except (exceptions.BaseError, NotImplementedError, OSError, ValueError) as error:
+    except (exceptions.BaseError, *_CANNOT, OSError, ValueError) as error:
         raise _explain(error) from error
 
 

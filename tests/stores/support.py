@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pytest
 
@@ -50,6 +50,18 @@ def step(storage: Any, record: Record, data: bytes = b"null", **fields: Any) -> 
     new = record._replace(token=record.token + 1, step=record.step + 1, **fields)
     storage.commit(new, record.token, Result(record.step, data=data))
     return new
+
+
+class OnServer:
+    """Tests that all need one server, of which their class names the fixture."""
+
+    server_fixture: ClassVar[str]
+    server: ClassVar[Any]
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def find_server(cls, request: pytest.FixtureRequest) -> None:
+        cls.server = request.getfixturevalue(cls.server_fixture)
 
 
 class Server(Protocol):

@@ -20,7 +20,7 @@ from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import obstore
 import pytest
@@ -39,6 +39,7 @@ from tests.servers.azurite import AzuriteServer
 from tests.servers.gcs import GcsServer
 from tests.servers.proxy import Proxy
 from tests.servers.seaweed import SeaweedServer
+from tests.stores.support import OnServer
 from tests.support import echo
 
 NOW = 1_700_000_000.0
@@ -103,13 +104,8 @@ class TestFolder(TestMemory):
         self.directory.cleanup()
 
 
-class TestS3(TestMemory):
-    server: ClassVar[SeaweedServer]
-
-    @pytest.fixture(scope="class", autouse=True)
-    @classmethod
-    def find_server(cls, seaweed_server: SeaweedServer) -> None:
-        cls.server = seaweed_server
+class TestS3(OnServer, TestMemory):
+    server_fixture = "seaweed_server"
 
     def connect(self) -> ObjectStore:
         return S3Store(**self.server.options, prefix=new_prefix())
@@ -123,25 +119,15 @@ class TestS3Plain(TestS3):
         return plain(super().another(storage))
 
 
-class TestGcs(TestMemory):
-    server: ClassVar[GcsServer]
-
-    @pytest.fixture(scope="class", autouse=True)
-    @classmethod
-    def find_server(cls, gcs_server: GcsServer) -> None:
-        cls.server = gcs_server
+class TestGcs(OnServer, TestMemory):
+    server_fixture = "gcs_server"
 
     def connect(self) -> ObjectStore:
         return GCSStore(**self.server.options, prefix=new_prefix())
 
 
-class TestAzure(TestMemory):
-    server: ClassVar[AzuriteServer]
-
-    @pytest.fixture(scope="class", autouse=True)
-    @classmethod
-    def find_server(cls, azurite_server: AzuriteServer) -> None:
-        cls.server = azurite_server
+class TestAzure(OnServer, TestMemory):
+    server_fixture = "azurite_server"
 
     def connect(self) -> ObjectStore:
         return AzureStore(**self.server.options, prefix=new_prefix())

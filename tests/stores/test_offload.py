@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import obstore
 import pytest
@@ -27,6 +27,7 @@ from sequential.stores.objects import ObjectStorage
 from sequential.stores.offload import Offload
 from sequential.stores.sqlite import SQLiteStorage
 from tests.servers.seaweed import SeaweedServer
+from tests.stores.support import OnServer
 from tests.stores.test_objects import FewPoints
 from tests.support import AsyncJournal, PlainStorage, echo
 
@@ -55,13 +56,8 @@ class TestAsyncAndMemory(TestMemoryAndMemory):
         return AsyncJournal()
 
 
-class TestSQLiteAndS3(TestMemoryAndMemory):
-    server: ClassVar[SeaweedServer]
-
-    @pytest.fixture(scope="class", autouse=True)
-    @classmethod
-    def find_server(cls, seaweed_server: SeaweedServer) -> None:
-        cls.server = seaweed_server
+class TestSQLiteAndS3(OnServer, TestMemoryAndMemory):
+    server_fixture = "seaweed_server"
 
     def build(self) -> Journal:
         self.directory = tempfile.TemporaryDirectory()
