@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import os
-from _thread import allocate_lock
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -17,7 +16,7 @@ from math import inf
 from pathlib import Path
 from sys import modules
 from time import monotonic, sleep, time
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from ..blocking import usable_loop
 from ..errors import StorageError
@@ -80,33 +79,6 @@ class Kept(NamedTuple):
     name: str
     """Within the execution's folder."""
     size: int
-
-
-class Recent(Generic[T]):
-    """The values that were put last, by key; safe with any number of threads.
-
-    Args:
-        most: How many.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._values: dict[str, T] = {}
-        self._lock = allocate_lock()
-
-    def get(self, key: str) -> T | None:
-        """Return a value, or ``None``."""
-        return self._values.get(key)
-
-    def put(self, key: str, value: T | None) -> T | None:
-        """Put a value, or none, and return the one before."""
-        with self._lock:
-            before = self._values.pop(key, None)
-            if value is not None:
-                self._values[key] = value
-            if len(self._values) > self._most:
-                del self._values[next(iter(self._values))]
-        return before
 
 
 class Damaged(StorageError):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from _thread import allocate_lock
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from ..blocking import complete, is_blocked
 from ..codec import Codec, JSONCodec
@@ -132,6 +133,33 @@ class ClientJournal(Journal):
             if await settle(self.read(record.id)) == record:
                 return result is None or await settle(self.results(record, result.step, result.step + 1)) == [result]
         return False
+
+
+class Recent(Generic[T]):
+    """The values that were put last, by key; safe with any number of threads.
+
+    Args:
+        most: How many.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._values: dict[str, T] = {}
+        self._lock = allocate_lock()
+
+    def get(self, key: str) -> T | None:
+        """Return a value, or ``None``."""
+        return self._values.get(key)
+
+    def put(self, key: str, value: T | None) -> T | None:
+        """Put a value, or none, and return the one before."""
+        with self._lock:
+            before = self._values.pop(key, None)
+            if value is not None:
+                self._values[key] = value
+            if len(self._values) > self._most:
+                del self._values[next(iter(self._values))]
+        return before
 
 
 def split(data: bytes, size: int) -> Iterator[bytes]:

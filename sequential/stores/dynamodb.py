@@ -12,7 +12,7 @@ from ..codec import Codec
 from ..errors import Fenced, StorageError
 from ..storage import CLOSED, Record, Result, new_run, refuses, settle
 from . import dynamodb_items as ddb
-from .clients import ClientJournal, extra, plain_or_async
+from .clients import ClientJournal, Recent, extra, plain_or_async
 from .dynamodb_items import Item, Refused, Value
 from .dynamodb_table import Table
 
@@ -63,7 +63,7 @@ class DynamoDBStorage(ClientJournal):
         if ttl is not None and not 0 < ttl < inf:
             raise ValueError(f"ttl= is a number of seconds above 0, or None, not {ttl!r}")
         self._table = Table(client, table, ttl)
-        self._large: dict[tuple[str, str], list[str]] = {}
+        self._large = Recent[list[str]](_KNOWN)
 
     @classmethod
     def from_url(cls, url: str, *, ttl: float | None = None, codec: Codec | None = None) -> DynamoDBStorage:
@@ -186,7 +186,7 @@ class DynamoDBStorage(ClientJournal):
             missing = " AND attribute_not_exists(#pending.#signal)"
             await self._hold(record, held, result, check=missing, also="DELETE #closed :names", signal=absent)
         elif taken is not None:
-            gone, parts = ("#pending.#signal",), self._large.pop((record.id, taken), [])
+            gone, parts = ("#pending.#signal",), self._large.put(f"{record.id} {taken}", None) or []
             await self._hold(record, held, result, removed=gone, also="ADD #closed :names", signal=taken)
             await self._table.drop(record.id, parts)
         else:
@@ -378,9 +378,7 @@ class DynamoDBStorage(ClientJournal):
             return None
         data: Value = item["pending"]["M"][name]["M"]["data"]
         if parts := ddb.parts_of(data):
-            if len(self._large) >= _KNOWN:
-                self._large.clear()
-            self._large[record.id, name] = parts
+            self._large.put(f"{record.id} {name}", parts)
         return await self._table.read_data(record.id, data)
 
     async def _remove(self, id: str, held: Record | None) -> None:

@@ -15,7 +15,7 @@ from ..codec import Codec
 from ..errors import Fenced, InvalidId, InvalidName, StorageError
 from ..storage import CLOSED, Record, Result, is_name, new_run, refuses, settle
 from . import firestore_documents as docs
-from .clients import ClientJournal, extra, plain_or_async
+from .clients import ClientJournal, Recent, extra, plain_or_async
 from .firestore_documents import ABSENT, Fields, Stored, Value, Write
 from .firestore_requests import TOGETHER, Requests
 
@@ -87,7 +87,7 @@ class FirestoreStorage(ClientJournal):
         self._records: Any = self._client.collection(collection)
         self._ttl = ttl
         self._requests = Requests(client, timeout)
-        self._known: dict[str, Stored] = {}
+        self._known = Recent[Stored](_KNOWN)
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> FirestoreStorage:
@@ -222,7 +222,7 @@ class FirestoreStorage(ClientJournal):
     async def received(self, record: Record, name: str) -> bytes | None:
         """Read a signal."""
         for is_known in (True, False):  # what is remembered may be outdated
-            stored = self._known.get(record.id, ABSENT) if is_known else await self._get(record.id)
+            stored = (self._known.get(record.id) or ABSENT) if is_known else await self._get(record.id)
             if entry := docs.pending(stored.fields).get(name):
                 data = await self._read_value(record.id, "signals", docs.keys_of(entry)[0])
                 if data is not None:
@@ -235,7 +235,7 @@ class FirestoreStorage(ClientJournal):
         def fits(stored: Stored) -> bool:
             return stored.time is not None if held is None else docs.is_held(stored, held)
 
-        stored, repeated = self._known.get(id, ABSENT), False
+        stored, repeated = self._known.get(id) or ABSENT, False
         for _ in range(_ATTEMPTS):
             # What is there before the record is removed, or seen to be absent, no later one can come to use.
             below = [*await self._all_of(id, "steps"), *await self._all_of(id, "signals")]
@@ -263,7 +263,7 @@ class FirestoreStorage(ClientJournal):
         taken: str | None = None,
     ) -> None:
         """Write changes and a value, and remove documents, as long as the record is held."""
-        stored = self._known.get(held.id, ABSENT)
+        stored = self._known.get(held.id) or ABSENT
         for _ in range(_ATTEMPTS):
             if not docs.is_held(stored, held, absent):
                 stored = await self._get(held.id)
@@ -333,7 +333,7 @@ class FirestoreStorage(ClientJournal):
         write = docs.write_of(self._document(id), stored, changes, unchanged)
         along = TOGETHER - 2  # besides the record and a value
         done = await self._requests.send([write, *others, *map(docs.removal, gone[:along])])
-        self._known.pop(id, None)
+        self._known.put(id, None)
         if done:
             if changes is not None:
                 self._remember(id, Stored(done[0].update_time, stored.fields | changes))
@@ -348,10 +348,8 @@ class FirestoreStorage(ClientJournal):
         return found
 
     def _remember(self, id: str, stored: Stored) -> None:
-        if len(self._known) >= _KNOWN:
-            self._known.clear()
         fields = {name: value for name, value in stored.fields.items() if name != "input"}
-        self._known[id] = Stored(stored.time, fields)
+        self._known.put(id, Stored(stored.time, fields))
 
     async def _load(self, id: str) -> tuple[Stored, Record | None]:
         """Read a record with its input."""

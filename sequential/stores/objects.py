@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..codec import Codec
 from ..errors import Fenced, StorageError
 from ..storage import CLOSED, Record, Result, as_record, refuses, settle
-from .bucket import Bucket, Conflict, Damaged, Kept, Recent, check_missing, explained, nonce
-from .clients import ClientJournal, extra, plain_or_async
+from .bucket import Bucket, Conflict, Damaged, Kept, check_missing, explained, nonce
+from .clients import ClientJournal, Recent, extra, plain_or_async
 from .objects_state import (
     TAIL,
     Keep,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ..blocking import is_async, usable_loop
 from ..errors import Fenced
 from ..storage import Journal, Record, Result, settle
-from .bucket import Bucket, Kept, Recent, check_missing, nonce
-from .clients import ClientJournal, plain_or_async
+from .bucket import Bucket, Kept, check_missing, nonce
+from .clients import ClientJournal, Recent, plain_or_async
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

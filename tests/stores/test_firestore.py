@@ -23,6 +23,7 @@ from sequential import FlowExecutor, Paused, again, tool, wait
 from sequential.errors import Fenced, InvalidId, InvalidName, NotInstalled, StorageError
 from sequential.storage import Journal, Record, Result, settle
 from sequential.stores import open as open_storage
+from sequential.stores.clients import Recent
 from sequential.testing import (
     CapabilityTests,
     JournalTests,
@@ -986,15 +987,15 @@ class TestUse:
         record = step(storage, record, error="\x01 é \u2028 \U0001f600", wake=5e-324)
         assert other.read("one") == record
 
-    def test_many_executions_are_more_than_are_remembered(self, storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        from sequential.stores import firestore
-
-        monkeypatch.setattr(firestore, "_KNOWN", 3)
+    def test_many_executions_are_more_than_are_remembered(self, storage: Any) -> None:
+        storage._known = Recent(3)
         records = [held(storage, f"id-{number}") for number in range(8)]
         for record in records:
             assert storage.read(record.id) == record
             step(storage, record)
-            assert len(storage._known) <= 3
+        assert [storage._known.get(record.id) is not None for record in records] == [False] * 5 + [True] * 3
+        for record in records:
+            assert storage.read(record.id).step == 1
 
     def test_requests_are_few(self, storage: Any, model: FirestoreModel) -> None:
         counted = list[int]()

@@ -31,6 +31,7 @@ from sequential.blocking import blocking
 from sequential.errors import Fenced, NotInstalled, StorageError
 from sequential.storage import Journal, Record, Result, settle
 from sequential.stores import bucket, objects
+from sequential.stores.clients import Recent
 from sequential.stores.objects import ObjectStorage
 from sequential.testing import JournalTests
 from sequential.testing.crash import count_crash_points
@@ -1057,7 +1058,7 @@ def test_urls(
 
 
 def test_the_oldest_of_what_is_remembered_is_forgotten() -> None:
-    recent = bucket.Recent[int](2)
+    recent = Recent[int](2)
     for number in range(3):
         assert recent.put(f"{number}", number) is None
     assert [recent.get(f"{number}") for number in range(3)] == [None, 1, 2]
