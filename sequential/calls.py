@@ -55,6 +55,11 @@ class ToolCall:
         except SequentialError:
             raise
         except Exception as raised:
+            if isinstance(raised, TypeError) and getattr(raised.__traceback__, "tb_next", None) is None:
+                raise HookNotConfigured(  # not a line of it has run
+                    f"{request.label} cannot be performed, because the call hook is not to be called with a category, "
+                    f"a name and an input: {message_of(raised)}: write it as f(category, name, input)"
+                ) from raised
             self._fail(raised)
         finally:
             being_called.reset(token)

@@ -1,7 +1,7 @@
 """Every error that this library raises on purpose.
 
     SequentialError
-    |- HookNotConfigured    a tool is asked for and nobody said how to call tools
+    |- HookNotConfigured    a tool is asked for and nobody said how to call tools, or wrongly
     |- InvalidWorkflow      what was given is not a generator function
     |- InvalidYield         a workflow yielded something that is not a request
     |- InvalidId            an execution id that no store could carry
@@ -37,7 +37,7 @@ class SequentialError(Exception):
 
 
 class HookNotConfigured(SequentialError):
-    """A tool was asked for, but no ``call`` hook is configured."""
+    """A tool was asked for, but no ``call`` hook is configured, or one that does not take what it is called with."""
 
 
 class InvalidWorkflow(SequentialError):

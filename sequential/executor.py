@@ -86,7 +86,11 @@ class FlowExecutor:
         observe: Callable[[Event], object] | None = None,
         clock: Callable[[], float] = time,
     ) -> None:
-        if not (lease > 0 and budget >= 0):
+        try:
+            fits = lease > 0 and budget >= 0
+        except TypeError:
+            fits = False
+        if not fits:
             raise ValueError(f"lease must be above 0 seconds and budget not below 0, got {lease=} and {budget=}")
         for name, hook in (("call", call), ("resume", resume), ("observe", observe)):
             if hook is not None and not callable(hook):

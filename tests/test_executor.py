@@ -1157,11 +1157,20 @@ def test_an_id_that_every_store_can_carry_is_taken(id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"lease": 0}, {"lease": -1.0}, {"budget": -1}, {"budget": math.nan}, {"lease": math.nan}]
+    "options",
+    [
+        {"lease": 0},
+        {"lease": -1.0},
+        {"lease": "120"},
+        {"budget": -1},
+        {"budget": math.nan},
+        {"lease": math.nan},
+        {"budget": None},
+    ],
 )
-def test_senseless_options_are_refused(options: dict[str, float]) -> None:
+def test_senseless_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="lease must be above 0 seconds and budget not below 0"):
-        FlowExecutor(MemoryStorage(), **options)  # type: ignore[arg-type]
+        FlowExecutor(MemoryStorage(), **options)
 
 
 def test_an_input_that_cannot_be_stored_writes_nothing() -> None:

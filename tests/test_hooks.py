@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -36,6 +37,40 @@ def test_no_call_hook_is_an_error_that_records_nothing() -> None:
     install(call=lambda category, name, input: "now")
     assert flow.execute_sync(workflow, "h") == {"paused": "h", "step": 0}
     assert flow.execute_sync(workflow, "h") == "now"
+
+
+def of_two(name: str, input: Any) -> str:
+    return "never"
+
+
+async def of_two_awaited(name: str, input: Any) -> str:
+    return "never"
+
+
+@pytest.mark.parametrize("call", [of_two, of_two_awaited, partial(of_two, input={}), lambda: "never", int])
+@pytest.mark.parametrize("once", [False, True])
+def test_a_call_hook_of_other_arguments_is_an_error_that_records_nothing(call: Any, once: bool) -> None:
+    def ask() -> Generator[Any, Any, Any]:
+        return (yield tool("api", "user", once=once))
+
+    storage = MemoryStorage()
+    with pytest.raises(
+        HookNotConfigured, match=r"^tool api.user cannot be .*: write it as f\(category, name, input\)$"
+    ):
+        FlowExecutor(storage, call=call).execute_sync(ask, "h")
+    flow = FlowExecutor(storage, call=lambda category, name, input: "now")
+    assert flow.history_sync("h") == []
+    assert flow.execute_sync(ask, "h") == {"paused": "h", "step": 0}
+    assert flow.execute_sync(ask, "h") == "now"
+
+
+def test_a_type_error_within_a_tool_is_the_tools_own() -> None:
+    def call(category: str, name: str, input: Any) -> Any:
+        return of_two(name)  # type: ignore[call-arg]
+
+    flow = FlowExecutor(MemoryStorage(), call=call)
+    flow.execute_sync(workflow, "h")
+    assert flow.execute_sync(workflow, "h")["__error"].startswith("of_two() missing 1 required positional argument")
 
 
 def test_the_executors_own_hooks_come_first() -> None:

@@ -120,6 +120,11 @@ def test_a_durability_that_is_none_is_refused(path: Path, option: Any) -> None:
         SQLiteStorage(path, synchronous=option)
 
 
+def test_a_url_in_place_of_a_path_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"write SQLiteStorage.from_url\('sqlite:///flows.db'\)"):
+        SQLiteStorage("sqlite:///flows.db")
+
+
 @pytest.mark.parametrize("synchronous", ["FULL", "NORMAL"])
 def test_only_the_claim_of_an_existing_record_may_be_lost_in_a_power_cut(path: Path, synchronous: Any) -> None:
     storage = SQLiteStorage(path, synchronous=synchronous)

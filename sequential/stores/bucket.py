@@ -59,7 +59,7 @@ _REMEDIES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...]
     (exceptions.UnauthenticatedError, "give it credentials that are valid"),
     (_CANNOT, "use a store that takes conditional writes, and leave conditional_put= alone"),
 )
-_REACH = "check that it can be reached: its endpoint, region, bucket and credentials"
+_REACH = "check that it can be reached: its endpoint, region, bucket and credentials, or the folder's rights and room"
 
 
 class Found(NamedTuple):

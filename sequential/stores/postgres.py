@@ -49,7 +49,10 @@ _REMEDIES: tuple[tuple[type[psycopg.Error] | tuple[type[psycopg.Error], ...], st
     (psycopg.errors.QueryCanceled, "raise statement_timeout, or find out what holds its tables locked"),
     (psycopg.errors.DiskFull, "make room"),
     (_IN_THE_WAY, "use the default isolation, read committed"),
-    (psycopg.OperationalError, "check that it runs and can be reached, and that the pool is large enough"),
+    (
+        psycopg.OperationalError,
+        "check that it runs and can be reached, that its database is there, and that the pool is large enough",
+    ),
 )
 
 _YOURS = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
@@ -73,7 +76,7 @@ class PostgresStorage(ClientJournal):
 
     def __init__(self, client: Client, *, prefix: str = "sequential_", codec: Codec | None = None) -> None:
         super().__init__(codec)
-        if not hasattr(client, "getconn") and not hasattr(client, "transaction"):
+        if not hasattr(client, "getconn") and not hasattr(client, "pgconn"):
             raise TypeError(
                 f"client= is a connection or a pool of psycopg, not {client!r:.100}: "
                 f"from a URL, a storage is made by PostgresStorage.from_url(url)"

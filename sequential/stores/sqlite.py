@@ -56,6 +56,7 @@ class SQLiteStorage(Journal):
 
     Raises:
         StorageError: From every method, naming the file, what failed, and the remedy.
+        ValueError: When `path` is a URL, or `synchronous` neither of the two.
     """
 
     _connection: sqlite3.Connection | None = None
@@ -68,6 +69,8 @@ class SQLiteStorage(Journal):
         timeout: float = 10.0,
         codec: Codec | None = None,
     ) -> None:
+        if str(path).startswith("sqlite:"):
+            raise ValueError(f"path= is a file's, and {path!r} is a URL: write SQLiteStorage.from_url({path!r})")
         if synchronous not in {"FULL", "NORMAL"}:
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', got {synchronous!r}")
         self.codec = codec or JSONCodec()

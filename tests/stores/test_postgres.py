@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import asynccontextmanager, closing
 from functools import partial
 from itertools import count
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import pytest
@@ -448,7 +449,7 @@ class TestUse:
             storage.claim(Record("one", "run", lease=1.0), NOW, True)
         assert storage.read("one") is None
 
-    @pytest.mark.parametrize("client", ["postgresql://host/database", None])
+    @pytest.mark.parametrize("client", ["postgresql://host/database", None, SimpleNamespace(transaction=print)])
     def test_clients_that_are_none(self, client: Any) -> None:
         from sequential.stores.postgres import PostgresStorage
 
