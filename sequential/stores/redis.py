@@ -22,26 +22,18 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import cache
-from hashlib import sha1
 from io import BytesIO
 from math import inf
 from os import urandom
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
-from ..blocking import is_async
 from ..codec import Codec, prepare
 from ..errors import Fenced, StorageError
-from ..storage import Record, Result, settle
+from ..storage import Record, Result, as_result
 from . import redis_lua as lua
 from .clients import ClientJournal, extra, plain_or_async, split
-from .redis_pipeline import Pipeline
-
-if TYPE_CHECKING:
-    import redis
-    import redis.asyncio
-
-Client: TypeAlias = "redis.Redis | redis.asyncio.Redis | redis.RedisCluster | redis.asyncio.RedisCluster"
+from .redis_macros import CREATED, DONE, NEW, REFUSED
+from .redis_scripts import Client, Scripts
 
 _PART_SIZE = 1 << 22
 """Bytes of a result or an input that go in and out at once: a larger one is never in memory a second time."""
@@ -55,26 +47,6 @@ _INPUT = -1
 _READERS: tuple[Callable[[str], Any], ...] = (
     *(int, int, int, int, str, float, float, int, json.loads, float, str, float),
 )
-
-_REMEDIES = (
-    (("OutOfMemoryError", "OOM "), "raise its maxmemory, with maxmemory-policy noeviction"),
-    (("ReadOnlyError", "READONLY "), "it takes no writes: connect to the primary"),
-    (("CrossSlot", "CROSSSLOT ", "MovedError", "MOVED "), "it is part of a cluster: give a RedisCluster client"),
-    (
-        ("NoPermissionError", "NOPERM ", "ACL failure in script", "The user executing the script"),
-        "allow this user the keys of the prefix (exec:*, in a cluster {exec:}* too), scripts, and the commands in them",
-    ),
-    (("MISCONF ",), "it cannot write to its disk: look into its log"),
-    (("NOREPLICAS ",), "it has fewer replicas than its min-replicas-to-write asks for"),
-    (("AuthenticationError", "NOAUTH ", "WRONGPASS "), "give the client its username= and password="),
-    (("MaxConnectionsError", "No connection available"), "give the client more connections, or call fewer at once"),
-    (("WRONGTYPE ",), "another program has keys like these: give a prefix= of your own"),
-    (("TTL exhausted", "TRYAGAIN "), "it moves this execution to another node: try again, nothing was recorded"),
-    (("TimeoutError",), "check that it runs and can be reached, or give the client a longer socket_timeout="),
-    (("ConnectionError", "ClusterDownError", "RedisClusterException"), "check that it runs and can be reached"),
-    (("RedisError", "ValkeyError"), "nothing was recorded"),
-)
-"""What to do, by words in what was raised: the classes of redis-py and valkey-py, what a server says in a script."""
 
 _pieces = prepare(json.JSONEncoder(ensure_ascii=False))
 
@@ -103,14 +75,7 @@ class RedisStorage(ClientJournal):
         self, client: Client, *, prefix: str = "exec:", ttl: float | None = None, codec: Codec | None = None
     ) -> None:
         super().__init__(codec)
-        self._client: Any = client
-        if not hasattr(client, "get_encoder") or hasattr(client, "execute") or isinstance(client, type):
-            raise TypeError(
-                f"client= is a client of redis-py, like redis.Redis(), and {client!r} is none: "
-                f"from a URL, a storage is made by RedisStorage.from_url(url)"
-            )
-        if self._client.get_encoder().decode_responses:
-            raise ValueError("client= decodes what it reads, and results are bytes: give one without decode_responses")
+        self._scripts = Scripts(client)
         if not _is_prefix(prefix):
             raise ValueError(
                 f"prefix= begins the names of keys; it is not empty and has no braces, NUL or lone surrogates: "
@@ -118,8 +83,7 @@ class RedisStorage(ClientJournal):
             )
         if ttl is not None and not _is_time(ttl):
             raise ValueError(f"ttl= is a number of seconds, above 0, or left out for ever: not {ttl!r}")
-        self._is_async, self._is_cluster = is_async(self._client.execute_command), hasattr(client, "get_nodes")
-        self._scripts: Any = Pipeline(client) if self._is_async and not self._is_cluster else client
+        self._is_cluster = self._scripts.is_cluster
         self._prefix, self._ttl = prefix, b"" if ttl is None else repr(float(ttl)).encode()
         begin = f"{{{prefix}}}" if self._is_cluster else prefix
         self._due, self._ids = f"{begin}due".encode(), f"{begin}ids".encode()
@@ -146,18 +110,20 @@ class RedisStorage(ClientJournal):
             from redis.retry import Retry  # noqa: PLC0415
         try:
             client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 1))
-        except ValueError as error:
+            pool = client.connection_pool
+            pool.connection_class(**pool.connection_kwargs)  # else an option that it does not know is met at first use
+        except (TypeError, ValueError) as error:
             raise StorageError(f"Redis: {error}: write a URL like redis://user:password@host:6379/0") from error
         return cls(client, prefix=prefix, ttl=ttl, codec=codec)
 
     def is_async(self) -> bool:
         """Whether the client is one of the ``async`` ones."""
-        return self._is_async
+        return self._scripts.is_async
 
     @plain_or_async
     async def close(self) -> None:
         """Close the client."""
-        await settle(self._client.aclose() if self._is_async else self._client.close())
+        await self._scripts.close()
 
     @plain_or_async
     async def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
@@ -167,7 +133,7 @@ class RedisStorage(ClientJournal):
             may_create = "1" if create and (parts or data is not None) else ""
             head = _joined(nonce, now, may_create, "" if create else wanted.run, parts, *_short(wanted))
             taken, found = await self._apply(lua.CLAIM, wanted.id, head, data=data or b"")
-            if taken == lua.CREATED:
+            if taken == CREATED:
                 return wanted, True
             if found or not create:
                 return await self._as_record(wanted.id, found), taken > 0
@@ -205,9 +171,9 @@ class RedisStorage(ClientJournal):
         told = [value.partition(b"\n") for value in values]
         page: list[Result] = []
         for (_, step, asked, fingerprint, started, ended, error, *parts), (_, _, data) in zip(
-            json.loads(b"[%b]" % b",".join(head for head, _, _ in told)), told, strict=True
+            json.loads(b"[%b]" % b",".join([head for head, _, _ in told])), told, strict=True
         ):
-            result = Result(step, asked, fingerprint, data, started, ended, error)
+            result = as_result((step, asked, fingerprint, data, started, ended, error))
             if parts:
                 if page:
                     break
@@ -227,11 +193,11 @@ class RedisStorage(ClientJournal):
     async def due(self, now: float, limit: int) -> list[Record]:
         """List what the sweep should ring."""
         if not self._is_cluster:
-            rows = await self._evaluate(lua.DUE, (self._due, self._ids), _joined(self._prefix, now, limit)[1:])
+            rows = await self._scripts.run(lua.DUE, (self._due, self._ids), _joined(self._prefix, now, limit)[1:])
             return [record for row in rows if (record := await self._as_record(row[0].decode(), row[1]))]
         bounds, looked = ("-inf", repr(now), "LIMIT", "0", str(limit)), dict[bytes, Record | None]()
         while True:
-            entries = await self._evaluate(lua.INDEX, (self._due,), "ZRANGEBYSCORE", *bounds)
+            entries = await self._scripts.run(lua.INDEX, (self._due,), "ZRANGEBYSCORE", *bounds)
             if looked.keys() >= set(entries):
                 found = [record for entry in entries if (record := looked[entry])]
                 return list({record.id: record for record in found}.values())
@@ -250,12 +216,12 @@ class RedisStorage(ClientJournal):
         while last is not None and len(found) < limit:
             if self._is_cluster:
                 bounds = (last, "+", "LIMIT", "0", str(limit))
-                entries = await self._evaluate(lua.INDEX, (self._ids,), "ZRANGEBYLEX", *bounds)
+                entries = await self._scripts.run(lua.INDEX, (self._ids,), "ZRANGEBYLEX", *bounds)
                 records = [await self._look(entry, "listed", self._ids) for entry in entries]
                 last = b"(" + entries[-1] if entries else None
             else:
                 values = (self._prefix, last.decode(), limit - len(found), status, workflow)
-                more, rows = await self._evaluate(lua.FIND, (self._due, self._ids), _joined(*values)[1:])
+                more, rows = await self._scripts.run(lua.FIND, (self._due, self._ids), _joined(*values)[1:])
                 records = [await self._as_record(id.decode(), row) for id, row in rows]
                 last = b"(" + more if more else None
             found += [r for r in records if r and status in {None, r.status} and workflow in {None, r.workflow}]
@@ -346,14 +312,14 @@ class RedisStorage(ClientJournal):
         while True:
             answer = await self._run(script, id, head, data, offered)
             status, *others = answer if isinstance(answer, list) else (answer,)
-            if status == lua.REFUSED:
+            if status == REFUSED:
                 raise Fenced(id, token)
-            if status == lua.DONE:
+            if status == DONE:
                 break
-            listed = ":listed" if status == lua.NEW else ""
+            listed = ":listed" if status == NEW else ""
             offered = b"%b:%b" % (others[0], (urandom(8).hex() + listed).encode())
             offer = (others[0], b"%b %b" % (id.encode(), offered), listed)
-            await self._evaluate(lua.OFFER, (self._due, self._ids), *offer)
+            await self._scripts.run(lua.OFFER, (self._due, self._ids), *offer)
         if not others:
             return others
         superfluous, *others = others
@@ -366,7 +332,7 @@ class RedisStorage(ClientJournal):
 
     async def _forget(self, index: bytes, id: str, name: bytes) -> None:
         """Remove an entry that no record names, or will ever name."""
-        await self._evaluate(lua.INDEX, (index,), "ZREM", b"%b %b" % (id.encode(), name))
+        await self._scripts.run(lua.INDEX, (index,), "ZREM", b"%b %b" % (id.encode(), name))
 
     def _run(self, script: str, id: str, head: bytes = b"", data: bytes = b"", offered: bytes = b"") -> Awaitable[Any]:
         """Run a script on the keys of one execution."""
@@ -374,38 +340,7 @@ class RedisStorage(ClientJournal):
         # The key that never exists makes a cluster refuse the script while it moves the slot, key by key.
         others = (f"{record}:none".encode(),) if self._is_cluster else (self._due, self._ids)
         short = b"%b\0%b\0%b%b" % (id.encode(), offered, self._ttl, head)
-        return self._evaluate(script, (record.encode(), *others), short, data)
-
-    async def _evaluate(self, script: str, keys: tuple[bytes, ...], *values: str | bytes) -> Any:
-        """Run a script by its name, which the server knows unless it was started anew."""
-        try:
-            try:
-                answer = self._scripts.evalsha(_digest(script), len(keys), *keys, *values)
-                return await answer if hasattr(answer, "__await__") else answer
-            except Exception as error:
-                if type(error).__name__ != "NoScriptError":
-                    raise
-                return await settle(self._client.eval(script, len(keys), *keys, *values))
-        except BaseException as error:
-            if not self._is_async and type(error).__module__.partition(".")[0] not in {"redis", "valkey"}:
-                self._disconnect()
-            remedy = _remedy(error)
-            if remedy is None:
-                raise
-            raise StorageError(f"Redis: {' '.join(str(error).split())}: {remedy}") from error
-
-    def _disconnect(self) -> None:
-        """Let go of idle connections: where a signal handler raises, the driver keeps one with an answer unread."""
-        nodes = [node.redis_connection for node in self._client.get_nodes()] if self._is_cluster else [self._client]
-        for client in filter(None, nodes):
-            client.connection_pool.disconnect(False)  # what other threads use is left to them
-            if client.connection:
-                client.connection.disconnect()
-
-
-@cache
-def _digest(script: str) -> str:
-    return sha1(script.encode(), usedforsecurity=False).hexdigest()
+        return self._scripts.run(script, (record.encode(), *others), short, data)
 
 
 def _is_prefix(prefix: object) -> bool:
@@ -420,12 +355,6 @@ def _is_time(ttl: object) -> bool:
     return isinstance(ttl, (int, float)) and not isinstance(ttl, bool) and 0 < ttl < inf
 
 
-def _remedy(error: BaseException) -> str | None:
-    """Return what to do, or `None` if the driver has not raised this."""
-    told = f"{' '.join(kind.__name__ for kind in type(error).__mro__)} {error}"
-    return next((remedy for words, remedy in _REMEDIES if any(word in told for word in words)), None)
-
-
 def _text(value: Any) -> str:
     return "".join(_pieces(value, 0))
 
@@ -433,8 +362,11 @@ def _text(value: Any) -> str:
 def _joined(*values: Any) -> bytes:
     """Return short values as one text, with a NUL before each."""
     texts = ["" if value is None else value if isinstance(value, str) else repr(value) for value in values]
+    text = "\0".join(["", *texts])
+    if text.count("\0") != len(values):
+        raise StorageError(f"Redis: no text may have a NUL ({text!r:.100}): nothing was recorded")
     try:
-        return "\0".join(["", *texts]).encode()
+        return text.encode()
     except UnicodeEncodeError as error:
         raise StorageError(f"Redis: no text may have a lone surrogate ({error}): nothing was recorded") from error
 

@@ -26,6 +26,7 @@ from sequential.storage import Journal, Record, Result, settle
 from sequential.stores import redis as module
 from sequential.stores import redis_lua as lua
 from sequential.stores.redis import RedisStorage
+from sequential.stores.redis_macros import FOUND, TAKEN
 from sequential.testing import (
     CapabilityTests,
     JournalTests,
@@ -146,12 +147,12 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def keys(storage: Any) -> dict[str, str]:
     """The types of all keys of a storage, by what follows its prefix."""
-    found = storage._client.scan_iter(match=f"*{storage._prefix}*", count=1000)
-    return {key.decode().replace(storage._prefix, ""): storage._client.type(key).decode() for key in found}
+    found = storage._scripts.client.scan_iter(match=f"*{storage._prefix}*", count=1000)
+    return {key.decode().replace(storage._prefix, ""): storage._scripts.client.type(key).decode() for key in found}
 
 
 def another(storage: Any, **options: Any) -> Any:
-    return RedisStorage(storage._client, prefix=storage._prefix, **options)
+    return RedisStorage(storage._scripts.client, prefix=storage._prefix, **options)
 
 
 class TestTogether:
@@ -215,7 +216,7 @@ class TestSizes:
     def test_an_input_whose_creator_dies_or_comes_second(self, storage: Any, small_parts: None) -> None:
         record, point = Record("one", "run", input=b"1" * 2500, lease=NOW + 60), 0
         other = record._replace(run="other", input=b"2" * 3500)
-        while dies(storage, "_evaluate", point, partial(storage.claim, record, NOW, True)):
+        while dies(storage._scripts, "run", point, partial(storage.claim, record, NOW, True)):
             found = storage.read("one")
             assert found in {None, record}
             claimed, taken = storage.claim(other._replace(lease=NOW + 100), NOW + 60 * (found is not None), True)
@@ -226,9 +227,9 @@ class TestSizes:
             point += 1
         assert point > 8
         left = [key for key in keys(storage) if key.startswith("{one}:-1")]
-        used = storage._client.hget(f"{storage._prefix}{{one}}", "large").decode()
+        used = storage._scripts.client.hget(f"{storage._prefix}{{one}}", "large").decode()
         assert left
-        ttls = {key: storage._client.ttl(f"{storage._prefix}{key}") for key in left}
+        ttls = {key: storage._scripts.client.ttl(f"{storage._prefix}{key}") for key in left}
         assert ttls.pop(f"{{one}}:{used}") == -1
         assert all(0 < ttl <= 86400 for ttl in ttls.values()), ttls
 
@@ -260,7 +261,7 @@ class TestSizes:
         def removed(id: str) -> None:
             assert {key for key in keys(storage) if "void" not in key} == set()
 
-        requests = (storage, "_evaluate")
+        requests = (storage._scripts, "run")
         for goes_on in (True, False):  # what nobody has overwritten is removed, too
             points = commit_and_die(storage, storage, requests, results, removed=removed, goes_on=goes_on)
             assert points > 8
@@ -272,7 +273,7 @@ class TestSizes:
             storage.save(record, Result(1, data=b"y" * 1500))
             assert [len(storage.results(record, step, 2)[0].data) for step in range(2)] == [size, 1500]
             assert len([key for key in keys(storage) if key.count(":") == 2]) == 1 + (size > 1000)
-            assert len(storage._client.hget(f"{storage._prefix}{{one}}", "large").split()) == 1 + (size > 1000)
+            assert len(storage._scripts.client.hget(f"{storage._prefix}{{one}}", "large").split()) == 1 + (size > 1000)
 
     def test_memory_stays_within_a_few_results(self, plain_server: ValkeyServer) -> None:
         written, read = peaks(
@@ -292,12 +293,12 @@ def refused(storage: Any, record: Record) -> None:
 def drop_parts(storage: Any) -> None:
     for key in keys(storage):
         if key.startswith("{one}:-1"):
-            storage._client.delete(f"{storage._prefix}{key}")
+            storage._scripts.client.delete(f"{storage._prefix}{key}")
 
 
 def between(storage: Any, requests: int, interrupt: Callable[[Any], Any], action: Callable[[], Any]) -> Any:
     """Do something, and when it has made so many requests, something else by another storage."""
-    evaluate, left = storage._evaluate, [requests]
+    evaluate, left = storage._scripts.run, [requests]
 
     async def evaluate_or_interrupt(*arguments: Any) -> Any:
         if left[0] == 0:
@@ -305,23 +306,23 @@ def between(storage: Any, requests: int, interrupt: Callable[[Any], Any], action
         left[0] -= 1
         return await evaluate(*arguments)
 
-    storage._evaluate = evaluate_or_interrupt
+    storage._scripts.run = evaluate_or_interrupt
     try:
         return action()
     finally:
-        storage._evaluate = evaluate
+        storage._scripts.run = evaluate
         assert left[0] < 0 or requests > 99
 
 
 def record_requests(storage: Any) -> tuple[list[tuple[Any, ...]], Callable[..., Any]]:
     """A list to which all is added that a storage sends from now on, and what sends such a request again."""
-    evaluate, sent = storage._evaluate, list[tuple[Any, ...]]()
+    evaluate, sent = storage._scripts.run, list[tuple[Any, ...]]()
 
     async def evaluate_and_keep(*arguments: Any) -> Any:
         sent.append(arguments)
         return await evaluate(*arguments)
 
-    storage._evaluate = evaluate_and_keep
+    storage._scripts.run = evaluate_and_keep
     return sent, blocking(evaluate)
 
 
@@ -329,14 +330,14 @@ def all_of_one(storage: Any) -> tuple[Any, ...]:
     """All that there is of an execution, and what of it is going to expire."""
     record, begin = storage.read("one"), f"{storage._prefix}{{one}}"
     kept = record and (storage.results(record, 0, 9), [storage.received(record, name) for name in ("go", "other")])
-    closed = sorted(name for name in storage._client.hkeys(f"{begin}:signals") if name.endswith(b" taken"))
-    parts = (storage._client.hget(begin, "large") or b"").decode().split()
-    expiries = [storage._client.ttl(f"{begin}:{part}") for part in parts]
+    closed = sorted(name for name in storage._scripts.client.hkeys(f"{begin}:signals") if name.endswith(b" taken"))
+    parts = (storage._scripts.client.hget(begin, "large") or b"").decode().split()
+    expiries = [storage._scripts.client.ttl(f"{begin}:{part}") for part in parts]
     return record, kept, closed, expiries, storage.due(9e9, 9), storage.find("", 9)
 
 
 def entries(storage: Any, index: str) -> list[str]:
-    return [entry.decode() for entry in storage._client.zrange(getattr(storage, index), 0, -1)]
+    return [entry.decode() for entry in storage._scripts.client.zrange(getattr(storage, index), 0, -1)]
 
 
 def check_index(storage: Any, *ids: str) -> None:
@@ -394,7 +395,7 @@ class TestIndex:
         while died:
             with closing(RedisStorage(connect(server, kind), prefix=new_prefix())) as storage:
                 acts = prepare(storage, id)
-                died = dies(storage, "_evaluate", point, partial(acts[id], storage))
+                died = dies(storage._scripts, "run", point, partial(acts[id], storage))
                 check_index(storage, *acts)
                 assert storage.find("", 99) == another(storage).find("", 99)
                 point += 1
@@ -405,7 +406,7 @@ class TestIndex:
         """However far an act has come, and again between any two requests of it."""
         for requests in range(8):
             for times in (1, 99):
-                storage: Any = RedisStorage(clustered._client, prefix=new_prefix())
+                storage: Any = RedisStorage(clustered._scripts.client, prefix=new_prefix())
                 acts, others = prepare(storage, id), another(storage)
                 interleave(storage, requests, times, partial(acts[id], storage), partial(mend, others))
                 check_index(storage, *acts)
@@ -449,7 +450,7 @@ class TestIndex:
 
     def test_all_that_are_due_come_at_once_however_many_entries_move(self, storage: Any) -> None:
         for limit, now in product((1, 3, 31, 32, 99), (NOW + 15, NOW + 25, NOW + 200)):
-            ours: Any = RedisStorage(storage._client, prefix=new_prefix())
+            ours: Any = RedisStorage(storage._scripts.client, prefix=new_prefix())
             records: list[Any] = []
             for first, last in ((10, 20), (10, 100), (10, 10), (90, 95)):
                 for number in range(8):
@@ -505,7 +506,7 @@ def interleave(
     storage: Any, requests: int, times: int, action: Callable[[], Any], interrupt: Callable[[Any], Any]
 ) -> None:
     """Do something, and something else so many times before each request, after the first few."""
-    evaluate, made = storage._evaluate, [0]
+    evaluate, made = storage._scripts.run, [0]
 
     async def evaluate_or_interrupt(*arguments: Any) -> Any:
         made[0] += 1
@@ -513,11 +514,11 @@ def interleave(
             interrupt(storage)
         return await evaluate(*arguments)
 
-    storage._evaluate = evaluate_or_interrupt
+    storage._scripts.run = evaluate_or_interrupt
     try:
         action()
     finally:
-        storage._evaluate = evaluate
+        storage._scripts.run = evaluate
 
 
 class TestTrouble:
@@ -565,10 +566,10 @@ class TestTrouble:
         sent, send = record_requests(storage)
         claimed, _ = storage.claim(record._replace(lease=NOW + 60), NOW, True)
         claim = [arguments for arguments in sent if arguments[0] == lua.CLAIM][-1]
-        assert send(*claim)[2] == lua.TAKEN
+        assert send(*claim)[2] == TAKEN
         cancelled = claimed._replace(token=3, status="cancelled", lease=0.0, due=None)
         storage.commit(cancelled, 2)
-        assert send(*claim)[2] == lua.FOUND
+        assert send(*claim)[2] == FOUND
         assert storage.read("one") == cancelled
 
     def test_no_request_that_comes_again_changes_anything(self, storage: Any, small_parts: None) -> None:
@@ -650,14 +651,14 @@ class TestTrouble:
             storage: Any = ours
             record, before = held(storage), keys(storage)
             writes = every_write(storage, record)
-            storage._client.replicaof("127.0.0.1", 1)
+            storage._scripts.client.replicaof("127.0.0.1", 1)
             for write in writes:
                 with pytest.raises(StorageError, match="it takes no writes: connect to the primary"):
                     write()
                 assert (storage.read("one"), keys(storage)) == (record, before)
-            storage._client.replicaof("NO", "ONE")
+            storage._scripts.client.replicaof("NO", "ONE")
             assert (storage.read("one"), keys(storage)) == (record, before)
-            storage._client.config_set("maxmemory", 1)
+            storage._scripts.client.config_set("maxmemory", 1)
             for write in writes[:-2]:
                 with pytest.raises(StorageError, match="raise its maxmemory, with maxmemory-policy noeviction"):
                     write()
@@ -666,7 +667,7 @@ class TestTrouble:
             assert storage.read("one").step == len(storage.results(record, 0, 9)) == 1
             writes[-1]()
             assert storage.read("one") is None
-            storage._client.config_set("maxmemory", 0)
+            storage._scripts.client.config_set("maxmemory", 0)
 
     def test_what_makes_room_is_done_on_a_server_that_is_full(self, own_server: OwnServer, kind: str) -> None:
         server = own_server(ValkeyServer("--appendonly", "no", cluster="Cluster" in kind))
@@ -678,7 +679,7 @@ class TestTrouble:
                 with pytest.raises(StorageError):
                     interleave(storage, 2, 1, partial(held, storage, "dies"), fail)
             storage.remove("unknown")  # by now the server knows the scripts, which would take memory, too
-            storage._client.config_set("maxmemory", 1)
+            storage._scripts.client.config_set("maxmemory", 1)
             assert storage.due(NOW, 9) == records[1:]
             assert len(storage.find("", 9)) == 4
             storage.remove("1")
@@ -687,7 +688,7 @@ class TestTrouble:
             assert [record.id for record in storage.find("", 9)] == ["0", "3"]
             with pytest.raises(StorageError, match="raise its maxmemory, with maxmemory-policy noeviction"):
                 held(storage)
-            storage._client.config_set("maxmemory", 0)
+            storage._scripts.client.config_set("maxmemory", 0)
             check_index(storage, "0", "3")
 
     def test_a_user_who_may_not(self, own_server: OwnServer) -> None:
@@ -756,17 +757,17 @@ class TestTrouble:
     def test_an_index_of_someone_else(self, plain: Any, index: str) -> None:
         record = held(plain, lease=0.0)
         new = do_step(plain, record, data=b"1")
-        plain._client.rename(getattr(plain, index), f"{plain._prefix}away")
-        plain._client.set(getattr(plain, index), "another's")
+        plain._scripts.client.rename(getattr(plain, index), f"{plain._prefix}away")
+        plain._scripts.client.set(getattr(plain, index), "another's")
         for act in (partial(plain.remove, "one"), partial(plain.remove, "one", new)):
             with pytest.raises(StorageError, match="another program has keys like these: give a prefix= of your own"):
                 act()
-        plain._client.rename(f"{plain._prefix}away", getattr(plain, index))
+        plain._scripts.client.rename(f"{plain._prefix}away", getattr(plain, index))
         assert plain.results(new, 0, 9) == [Result(0, data=b"1")]
         check_index(plain, "one")
 
     def test_the_keys_of_someone_else(self, storage: Any) -> None:
-        storage._client.set(f"{storage._prefix}{{one}}", "taken")
+        storage._scripts.client.set(f"{storage._prefix}{{one}}", "taken")
         with pytest.raises(StorageError, match="another program has keys like these: give a prefix= of your own"):
             storage.claim(Record("one", "run"), NOW, True)
 
@@ -780,7 +781,7 @@ class TestTrouble:
         self, own_server: OwnServer, cluster_server: ValkeyServer, clustered: Any
     ) -> None:
         """Key by key, so that a script would find some of them, and not the others."""
-        here, there = clustered._client, connect(own_server(ValkeyServer(cluster=True)), "Redis")
+        here, there = clustered._scripts.client, connect(own_server(ValkeyServer(cluster=True)), "Redis")
         there.execute_command("CLUSTER DELSLOTSRANGE", 0, 16383)
         there.execute_command("CLUSTER MEET", "127.0.0.1", cluster_server.port, cluster_server.bus)
         target = there.execute_command("CLUSTER MYID").decode()
@@ -801,7 +802,7 @@ class TestTrouble:
             new = record._replace(token=record.token + 1, step=step + 1)
             storage.commit(new, record.token, Result(step))
             record = new
-        storage._client.delete(f"{storage._prefix}{{one}}:1")
+        storage._scripts.client.delete(f"{storage._prefix}{{one}}:1")
         assert storage.results(record, 0, 3) == [Result(0)]
         assert storage.results(record, 1, 3) == []
 
@@ -809,7 +810,7 @@ class TestTrouble:
         def evalsha(*_: Any) -> None:
             raise ZeroDivisionError
 
-        storage._client.evalsha = evalsha
+        storage._scripts.client.evalsha = evalsha
         with pytest.raises(ZeroDivisionError):
             storage.read("one")
 
@@ -849,7 +850,7 @@ class TestTrouble:
 
     def test_a_server_that_has_forgotten_all_scripts(self, storage: Any) -> None:
         record = held(storage)
-        storage._client.script_flush()
+        storage._scripts.client.script_flush()
         storage.commit(record._replace(token=2, step=1), 1, Result(0, "a"))
         assert storage.results(record, 0, 1) == [Result(0, "a")]
 
@@ -895,7 +896,7 @@ class TestAtOnce:
 
     def test_each_has_its_own_outcome(self, run: Any) -> None:
         async def test(proxy: Proxy, storage: Any, records: list[Record]) -> None:
-            await storage._client.script_flush()
+            await storage._scripts.client.script_flush()
             stale = [number % 7 == 3 for number in range(64)]
             kinds = [
                 StorageError if number == 40 else Fenced if each else type(None) for number, each in enumerate(stale)
@@ -1008,7 +1009,7 @@ def every_write(storage: Any, record: Record) -> list[Callable[[], Any]]:
 def expiries(storage: Any) -> dict[str, float]:
     """In how many seconds the keys of an execution expire, by what follows the prefix."""
     names = [name for name in keys(storage) if "{one}" in name and "void" not in name]
-    return {name: storage._client.pttl(f"{storage._prefix}{name}") / 1000 for name in names}
+    return {name: storage._scripts.client.pttl(f"{storage._prefix}{name}") / 1000 for name in names}
 
 
 class TestExpiry:
@@ -1053,7 +1054,9 @@ class TestExpiry:
             assert left.pop("{one}") == pytest.approx(expected, abs=60)
             assert len(left) == number + 3 + (number >= 7), left
             assert min(left.values()) >= expected - 60, left
-            voids = [storage._client.ttl(f"{storage._prefix}{name}") for name in keys(storage) if "void" in name]
+            voids = [
+                storage._scripts.client.ttl(f"{storage._prefix}{name}") for name in keys(storage) if "void" in name
+            ]
             assert all(0 < each <= 3600 for each in voids)
 
     def test_five_methods_alone_do_not_let_it_expire_at_once(self, storage: Any) -> None:
@@ -1061,7 +1064,7 @@ class TestExpiry:
         ours.set_result("one", 0, "x")
         ours.set("one", {"step": 1})
         assert ours.get_result("one", 0) == "x"
-        assert 900_000 < storage._client.pttl(f"{storage._prefix}{{one}}") <= 1_001_000  # its clocks differ
+        assert 900_000 < storage._scripts.client.pttl(f"{storage._prefix}{{one}}") <= 1_001_000  # its clocks differ
 
     @pytest.mark.parametrize("end", [math.inf, 4e9])
     def test_a_time_without_end(self, storage: Any, small_parts: None, end: float) -> None:
@@ -1129,12 +1132,12 @@ class TestUse:
     @pytest.mark.parametrize("prefix", ["", "{a}", "a{", "}", "a\0", "\udc80", b"exec:", None, 5])
     def test_prefixes_that_would_not_do(self, storage: Any, prefix: Any) -> None:
         with pytest.raises(ValueError, match="prefix= begins the names of keys; it is not empty and has no braces"):
-            RedisStorage(storage._client, prefix=prefix)
+            RedisStorage(storage._scripts.client, prefix=prefix)
 
     @pytest.mark.parametrize("ttl", [0, -1, math.nan, math.inf, True, Decimal(5), Fraction(5), "5", b"5", 5j])
     def test_times_that_would_not_do(self, storage: Any, ttl: Any) -> None:
         with pytest.raises(ValueError, match="ttl= is a number of seconds, above 0, or left out for ever: not"):
-            RedisStorage(storage._client, ttl=ttl)
+            RedisStorage(storage._scripts.client, ttl=ttl)
 
     def test_a_time_that_writes_itself_in_another_way(self, storage: Any) -> None:
         class Time(float):
@@ -1142,7 +1145,7 @@ class TestUse:
                 return f"Time({float(self)})"
 
         held(another(storage, ttl=Time(1000.5)), lease=0.0, due=None)
-        assert 900_000 < storage._client.pttl(f"{storage._prefix}{{one}}") <= 1_001_000
+        assert 900_000 < storage._scripts.client.pttl(f"{storage._prefix}{{one}}") <= 1_001_000
 
     def test_a_text_that_no_encoding_has(self, storage: Any) -> None:
         for act in (partial(storage.find, "\ud800", 9), partial(storage.claim, Record("one", "\ud800"), NOW, True)):
@@ -1160,10 +1163,10 @@ class TestUse:
         storage: Any = stores.open(plain_server.url, prefix=plain._prefix, ttl=5.0)
         with closing(storage):
             held(storage, changed=time.time())
-            assert plain._client.pttl(f"{plain._prefix}{{one}}") > 0
+            assert plain._scripts.client.pttl(f"{plain._prefix}{{one}}") > 0
 
     def test_a_url_that_is_none(self) -> None:
-        for url in ("redis://localhost:abc/0", "localhost:6379", "http://localhost"):
+        for url in ("redis://localhost:abc/0", "localhost:6379", "http://localhost", "redis://h?colour=red"):
             with pytest.raises(StorageError, match=r"^Redis: .*: write a URL like redis://user:password@host:6379/0$"):
                 RedisStorage.from_url(url)
 
@@ -1191,12 +1194,13 @@ class TestUse:
             "{order-1}:signals": "hash",
             **dict.fromkeys(index, "zset"),
         }
-        line, data = storage._client.get(f"{begin}:1").decode().split("\n")
+        line, data = storage._scripts.client.get(f"{begin}:1").decode().split("\n")
         assert line.startswith('["')
         assert '"tool math.square"' in line
         assert data == "1"
-        record = storage._client.hgetall(begin)
-        assert (record[b"workflow"], record[b"input"], record[b"step"]) == (b"squares", b'{"steps":3}', b"2")
+        record = storage._scripts.client.hgetall(begin)
+        assert (record[b"workflow"], record[b"input"]) == (b"squares", b'{"steps":3}')
+        assert record[b"state"].split(b"\0")[:2] == [b"2", b"running"]
 
     def test_extremes_come_back(self, storage: Any) -> None:
         text = "\x01\n\u2028\U0001f600 é \\ \" '"
@@ -1247,13 +1251,13 @@ class TestUse:
 
     def test_requests_on_a_cluster(self, clustered: Any) -> None:
         """One for each act, but for three to create, and three more at the first pause."""
-        evaluate, made = clustered._evaluate, [0]
+        evaluate, made = clustered._scripts.run, [0]
 
         async def evaluate_and_count(*arguments: Any) -> Any:
             made[0] += 1
             return await evaluate(*arguments)
 
-        clustered._evaluate = evaluate_and_count
+        clustered._scripts.run = evaluate_and_count
         flow = FlowExecutor(clustered, call=square, retain=True)
         counted: list[int] = []
         outcome: Any = Paused("", 0, "")
