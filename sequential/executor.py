@@ -135,7 +135,7 @@ class FlowExecutor:
         """
         wanted = self._record(workflow, id, input)
 
-        def find(record: Record) -> Workflow[T]:
+        def find(record: Record) -> "Workflow[T]":  # in quotes, or each call would make that type anew
             self._compare(record, wanted, input)
             return workflow
 

@@ -105,15 +105,15 @@ def check(workflow: object) -> str:
     Raises:
         InvalidWorkflow: When it is not a generator function of at most one argument; the text says what to write.
     """
-    what = f"{workflow!r:.100}"
     if isinstance(workflow, GeneratorType):
         raise InvalidWorkflow(
-            f"{what} is what calling `{workflow.__name__}` returns: give the function, and its input apart"
+            f"{workflow!r:.100} is what calling `{workflow.__name__}` returns: give the function, and its input apart"
         )
     function = _function(workflow)
     if function is None:
         raise InvalidWorkflow(
-            f"{what} is not a function: give a generator function, `def workflow(input): ... yield tool(...)`"
+            f"{workflow!r:.100} is not a function: "
+            f"give a generator function, `def workflow(input): ... yield tool(...)`"
         )
     flags = function.__code__.co_flags
     name = function.__name__

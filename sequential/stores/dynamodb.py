@@ -248,11 +248,13 @@ class DynamoDBStorage(ClientJournal):
         raise _restless(record.id)
 
     @plain_or_async
-    async def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:  # noqa: ARG002
+    async def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:
         """Read a page of results."""
         if start >= stop:
             return []
-        within = ddb.within(record.id, ddb.key_of(record, start), ddb.key_of(record, stop - 1))
+        wanted = ", ".join(f"#{name}" for name in ("part", "data", *ddb.ABOUT[: 2 if brief else None]))
+        first, last = ddb.key_of(record, start), ddb.key_of(record, stop - 1)
+        within = ddb.within(record.id, first, last, ProjectionExpression=wanted)
         found = await self._table.ask("query", ConsistentRead=True, **within)
         page: list[Result] = []
         for item in found["Items"]:
@@ -262,7 +264,8 @@ class DynamoDBStorage(ClientJournal):
             data = await self._table.read_data(record.id, item["data"])
             if data is None:
                 raise Fenced(record.id, record.token)
-            page.append(Result(int(item["part"]["S"][-10:]), data=data, **ddb.decode(item, ddb.ABOUT)))
+            about = ddb.decode(item, (name for name in ddb.ABOUT if name in item))
+            page.append(Result(int(item["part"]["S"][-10:]), data=data, **about))
             if large:
                 break
         return page
@@ -410,7 +413,8 @@ class DynamoDBStorage(ClientJournal):
         """Return a result as an item, after the parts of a large one were written."""
         part = ddb.key_of(record, result.step)
         data = await self._table.write_data(record.id, part.replace("#", ":"), result.data, ddb.PART, later)
-        return ddb.key(record.id, part) | ddb.encode(result, ddb.ABOUT) | {"data": data} | self._table.expires(later)
+        about = ddb.encode(result, (name for name in ddb.ABOUT if getattr(result, name) is not None))
+        return ddb.key(record.id, part) | about | {"data": data} | self._table.expires(later)
 
 
 def _restless(id: str) -> StorageError:

@@ -50,7 +50,7 @@ ATTEMPTS = 10
 CHANGING = Record._fields[6:]
 FIXED = ("run", "workflow", "version", "first_input")
 ABOUT = ("asked", "fingerprint", "started", "ended", "error")
-"""The fields of a result besides its step and its data."""
+"""The fields of a result besides its step and its data; what is `None` is left out."""
 
 RECORD = "record"
 

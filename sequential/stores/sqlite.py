@@ -414,7 +414,7 @@ def _create_tables(connection: sqlite3.Connection, path: str) -> None:
 
 def _find(connection: sqlite3.Connection, id: str) -> tuple[Record, str | None] | tuple[None, None]:
     """Return a record and the process that holds its lease."""
-    row = connection.execute(f"{sql.SELECT} WHERE id = ?", (id,)).fetchone()
+    row = connection.execute(sql.FIND, (id,)).fetchone()
     return (Record(*row[:-1]), row[-1]) if row else (None, None)
 
 

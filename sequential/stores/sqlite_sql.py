@@ -57,6 +57,7 @@ SELECT = (
     "SELECT id, run, workflow, (SELECT data FROM sequential_results WHERE position = key << 32), version, first_input, "
     "token, step, status, due, lease, attempts, error, wake, waits, changed, owner FROM sequential_executions"
 )
+FIND = f"{SELECT} WHERE id = ?"
 _CHANGING = (*Record._fields[6:], "owner", "rings")
 _ALL = ("id", "run", "workflow", "version", "first_input", *_CHANGING)
 INSERT = f"INSERT INTO sequential_executions ({', '.join(_ALL)}) VALUES ({', '.join('?' * len(_ALL))})"
