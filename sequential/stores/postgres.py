@@ -55,6 +55,9 @@ _REMEDIES: tuple[tuple[type[psycopg.Error] | tuple[type[psycopg.Error], ...], st
     ),
 )
 
+_SMALL = 1 << 14
+"""Bytes of a result up to which an idle cursor may hold it: each connection has one."""
+
 _YOURS = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 
 
@@ -91,6 +94,7 @@ class PostgresStorage(ClientJournal):
         self._is_async = is_async(self._client.getconn if self._pooled else self._client.execute)
         self._cursor: Any = psycopg.AsyncCursor if self._is_async else psycopg.Cursor
         self._sql = Statements(prefix)
+        self._idle: dict[Any, Any] = {}
 
     @classmethod
     def from_url(cls, url: str, *, pool: dict[str, Any] | None = None, **options: Any) -> PostgresStorage:
@@ -140,7 +144,7 @@ class PostgresStorage(ClientJournal):
             raise StorageError(f"PostgreSQL: the database's encoding is {encoding}: create one with ENCODING 'UTF8'")
         for (version,) in await self._rows(self._sql.version, None) if there else ():
             _check_version(version)
-        await self._execute(f"SELECT pg_advisory_xact_lock({LOCK}); {self._sql.tables}", None, binary=False)
+        await self._execute(f"SELECT pg_advisory_xact_lock({LOCK}); {self._sql.tables}", None)
 
     @plain_or_async
     async def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
@@ -184,12 +188,12 @@ class PostgresStorage(ClientJournal):
             return False
         values = (*record[6:8], *record[9:11], record.changed, record.id, record.run, token, *result)
         try:
-            cursor = await self._execute(self._sql.step, values)
+            changed: int = await self._execute(self._sql.step, values, again=len(result.data) <= _SMALL)
         except StorageError as error:
             if isinstance(error.__cause__, psycopg.errors.UniqueViolation):
                 return False
             raise
-        return bool(cursor.rowcount)
+        return changed > 0
 
     @plain_or_async
     async def save(self, record: Record, result: Result) -> None:
@@ -279,17 +283,24 @@ class PostgresStorage(ClientJournal):
 
     async def _change(self, record: Record, token: int, sql: str, values: Sequence[Any]) -> None:
         """Execute what changes no row unless the execution is still held."""
-        cursor = await self._execute(sql, values)
-        if not cursor.rowcount:
+        if not await self._execute(sql, values):
             raise Fenced(record.id, token)
 
     async def _rows(self, sql: str, values: Sequence[Any] | None) -> list[Row]:
-        cursor = await self._execute(sql, values)
-        rows: list[Row] = await settle(cursor.fetchall())
+        rows: list[Row] = await self._execute(sql, values, reads=True)
         return rows
 
-    async def _execute(self, sql: str, values: Sequence[Any] | None, binary: bool = True) -> Any:
-        """Return the cursor of a statement that is done."""
+    async def _execute(
+        self, sql: str, values: Sequence[Any] | None, *, reads: bool = False, again: bool = False
+    ) -> Any:
+        """Execute a statement, and return its rows, or how many it has changed.
+
+        Args:
+            sql: The statement.
+            values: Its values; `None`, and there may be several statements.
+            reads: Whether its rows are wanted.
+            again: Whether a cursor may be used again, which holds on to the values until then.
+        """
         attempt = 0
         while True:
             attempt += 1
@@ -297,9 +308,14 @@ class PostgresStorage(ClientJournal):
                 connection = await settle(self._client.getconn()) if self._pooled else self._client
                 try:
                     _check_connection(connection)
-                    cursor = self._cursor(connection, row_factory=tuple_row)
-                    await settle(cursor.execute(sql, values, binary=binary))
+                    cursor = self._take_cursor(connection) if again else self._new_cursor(connection)
+                    executed = cursor.execute(sql, values, binary=reads)
+                    if self._is_async:  # not by settle(): each layer is gone through whenever the loop goes on with it
+                        await executed
                     _check_transaction(connection)  # one of yours may have begun while this waited for its turn
+                    found = await settle(cursor.fetchall()) if reads else cursor.rowcount
+                    if again:
+                        self._idle[connection] = cursor
                 finally:
                     if self._pooled:
                         await settle(self._client.putconn(connection))
@@ -308,7 +324,19 @@ class PostgresStorage(ClientJournal):
                 if not isinstance(error, _IN_THE_WAY) or attempt == ATTEMPTS:
                     raise _explain(error) from error
             else:
-                return cursor
+                return found
+
+    def _take_cursor(self, connection: Any) -> Any:
+        """Return a cursor that nobody else uses; to make one takes as long as all that it is given for a step."""
+        cursor = self._idle.pop(connection, None)
+        if cursor is None:
+            for known in [known for known in list(self._idle) if known.closed]:
+                self._idle.pop(known, None)
+            cursor = self._new_cursor(connection)
+        return cursor
+
+    def _new_cursor(self, connection: Any) -> Any:
+        return self._cursor(connection, row_factory=tuple_row)
 
 
 def _rings(record: Record) -> float | None:

@@ -217,8 +217,8 @@ class TestSizes:
         storage.commit(record._replace(token=2, step=1), 1, Result(0, data=b"1" * (postgres.PART + 1)))
         execute = storage._execute
 
-        async def execute_and_remove(sql: str, values: Any) -> Any:
-            done = await execute(sql, values)
+        async def execute_and_remove(*values: Any, **options: Any) -> Any:
+            done = await execute(*values, **options)
             storage._execute = execute
             storage.remove("one")
             return done
@@ -448,6 +448,28 @@ class TestUse:
         with storage._client.transaction(), pytest.raises(StorageError, match="within a transaction of yours"):
             storage.claim(Record("one", "run", lease=1.0), NOW, True)
         assert storage.read("one") is None
+
+    def test_idle_cursors_hold_neither_closed_connections_nor_large_values(
+        self, postgres_server: PostgresServer, storage: Any
+    ) -> None:
+        from psycopg_pool import ConnectionPool
+
+        from sequential.stores.postgres import PostgresStorage
+
+        settings: dict[str, Any] = {"kwargs": {"autocommit": True}, "min_size": 1, "max_size": 1}
+        with ConnectionPool(postgres_server.url, **settings) as pool:
+            pooled: Any = PostgresStorage(pool, prefix=prefix_of(storage))
+            record = held(storage)
+            for step, size in enumerate((10, 10, 1 << 20)):
+                with pool.connection() as connection:
+                    if step == 1:
+                        connection.close()
+                last, record = record, record._replace(token=record.token + 1, step=step + 1)
+                pooled.commit(record, last.token, Result(step, data=b"x" * size))
+                assert len(pooled._idle) == 1
+                assert not any(known.closed for known in pooled._idle)
+                cursor = pooled._idle[next(iter(pooled._idle))]
+                assert all(len(value or b"") < 100 for value in cursor._query.params)
 
     @pytest.mark.parametrize("client", ["postgresql://host/database", None, SimpleNamespace(transaction=print)])
     def test_clients_that_are_none(self, client: Any) -> None:
