@@ -80,15 +80,21 @@ def encode(state: State) -> bytes:
     """Return a line of JSON, the bytes that it gives the lengths of, and the tail."""
     parts: list[bytes] = []
 
-    def place(data: bytes) -> dict[str, int]:
-        parts.append(data)
-        return {"bytes": len(data)}
+    def place(value: Value | None) -> Any:
+        if not isinstance(value, bytes):
+            return value
+        parts.append(value)
+        return {"bytes": len(value)}
 
-    body = {name: value for name, value in state._asdict().items() if value and name not in {"tail", "found"}}
+    body: dict[str, Any] = {}
     if state.record is not None:
-        body["record"] = state.record._replace(input=b"")._asdict()
-        del body["record"]["input"]
-    line = json.dumps(body, default=place, separators=(",", ":")).encode()
+        body["record"] = {name: value for name, value in state.record._asdict().items() if name != "input"}
+    if state.input:
+        body["input"] = place(state.input)
+    if state.signals:
+        body["signals"] = {name: place(value) for name, value in state.signals.items()}
+    body |= {name: value for name, value in (("segments", state.segments), ("gone", state.gone)) if value}
+    line = "".join(_pieces(body, 0)).encode()
     return b"%s\n%s" % (line, b"".join([*parts, *state.tail.values()]))
 
 

@@ -392,7 +392,7 @@ def s3() -> Found:
     from sequential.stores.objects import ObjectStorage
 
     async def at_once(store: Any) -> Row:
-        return await many_at_once("SeaweedFS", ObjectStorage(store), AsyncObjectsFloor(store), 10, 5)
+        return await many_at_once("SeaweedFS", ObjectStorage(store), AsyncObjectsFloor(store), 50, 5)
 
     with ExitStack() as stack:
         server = stack.enter_context(SeaweedServer.from_environment())
