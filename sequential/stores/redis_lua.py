@@ -22,6 +22,7 @@ from .redis_macros import (
     KEEP,
     NEW,
     NEW_FIELDS,
+    OFTEN,
     PACKED,
     PAUSE,
     REFUSED,
@@ -284,7 +285,7 @@ repeat
     for _, id in ipairs(page) do
         local state = redis.call('HGET', prefix .. '{{' .. id .. '}}', 'state')
         if state then
-            {cut("state", *STATE[:4])}
+            {cut("state", *OFTEN)}
             moved = redis.call('ZADD', KEYS[1], 'CH', {rings_at("lease", "due")}, id) == 1 or moved
         else
             moved = redis.call('ZREM', KEYS[1], id) + redis.call('ZREM', KEYS[2], id) > 0

@@ -14,6 +14,9 @@ from ..storage import CLOSED, Record
 STATE = Record._fields[7:]
 """What of a record a commit may change, beside its token: one text in the record's hash, with a NUL between any two."""
 
+OFTEN = STATE[:4]
+"""Its step, status, due and lease: what most scripts look at, and cheap to cut off, for they come first."""
+
 FIELDS = ("run", "workflow", "version", "first_input", "token", "state")
 
 REFUSED, DONE, UNLISTED, NEW = range(4)
@@ -55,8 +58,8 @@ def script(names: str, body: str) -> str:
 local record, by_time, by_id = KEYS[1], KEYS[3] and KEYS[2], KEYS[3]
 local run, token, state, ahead, large, living, entry = unpack(redis.call('HMGET', record,
     'run', 'token', 'state', 'ahead', 'large', 'until', 'entry'))
-{cut("(state or '')", *STATE[:4])}
-{cut("new_state", *STATE[:4], beginning="new_") if "new_state" in names else ""}
+{cut("(state or '')", *OFTEN)}
+{cut("new_state", *OFTEN, beginning="new_") if "new_state" in names else ""}
 local adopts, superfluous, large, entry = false, '', large or '', entry or ''
 local steps = math.max(tonumber(step) or 0, tonumber(ahead) or 0)  -- how many there may be
 {WHOLE if "whole(" in body else ""}
