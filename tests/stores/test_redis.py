@@ -1202,6 +1202,18 @@ class TestUse:
         assert (record[b"workflow"], record[b"input"]) == (b"squares", b'{"steps":3}')
         assert record[b"state"].split(b"\0")[:2] == [b"2", b"running"]
 
+    def test_of_thousands_of_results_nothing_is_left(self, storage: Any) -> None:
+        record = held(storage)
+        for step in range(2001):
+            storage.save(record, Result(step, data=b"1"))
+        restarted = record._replace(run="later", token=2)
+        storage.restart(restarted, record)
+        assert set(keys(storage)) - {"due", "ids", "{}due", "{}ids"} == {"{one}"}
+        for step in range(1000):
+            storage.save(restarted, Result(step, data=b"1"))
+        storage.remove("one")
+        assert not [key for key in keys(storage) if ":void:" not in key]
+
     def test_extremes_come_back(self, storage: Any) -> None:
         text = "\x01\n\u2028\U0001f600 é \\ \" '"
         record = held(
