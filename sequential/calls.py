@@ -31,13 +31,14 @@ class ToolCall:
         started: When, in seconds since the epoch.
     """
 
-    __slots__ = ("box", "checksum", "error", "outcome", "record", "request", "started")
+    __slots__ = ("box", "checksum", "error", "outcome", "raised", "record", "request", "started")
 
     def __init__(self, request: Tool, record: Record, started: float) -> None:
         self.request, self.record, self.started = request, record, started
         self.checksum = fingerprint(request.input)
         self.error: str | None = None
         """The error's type, if the tool raised."""
+        self.raised: Exception | None = None
         self.box: list[Any] = []
         """What the tool came to, alone in a list, so that whoever needs it can take the only reference."""
         self.outcome: Awaitable[Any] | None = None
@@ -55,11 +56,7 @@ class ToolCall:
         except SequentialError:
             raise
         except Exception as raised:
-            if isinstance(raised, TypeError) and getattr(raised.__traceback__, "tb_next", None) is None:
-                raise HookNotConfigured(  # not a line of it has run
-                    f"{request.label} cannot be performed, because the call hook is not to be called with a category, "
-                    f"a name and an input: {message_of(raised)}: write it as f(category, name, input)"
-                ) from raised
+            hooks.refuse_unfit(request.label, raised)
             self._fail(raised)
         finally:
             being_called.reset(token)
@@ -78,7 +75,7 @@ class ToolCall:
             being_called.reset(token)
 
     def _fail(self, error: Exception) -> None:
-        self.box, self.error = [{"__error": message_of(error)}], type(error).__name__
+        self.box, self.error, self.raised = [{"__error": message_of(error)}], type(error).__name__, error
 
 
 class Caller:
@@ -213,8 +210,8 @@ class Caller:
     def _result(self, call: ToolCall) -> Result:
         """Encode what a call came to."""
         request, record = call.request, call.record
-        if self._setup.observer.listens:
-            self._setup.observer.tell("called", record, request.label)
+        if self._setup.observer.listens or call.raised is not None:
+            self._setup.observer.tell("called", record, request.label, call.raised)
         try:
             data = encode(self._setup.journal.codec, call.box.pop())
         except Exception as refused:

@@ -59,6 +59,8 @@ class InvalidId(SequentialError):
     def __init__(self, id: object) -> None:
         super().__init__(id)
         self.id = id
+        if not isinstance(id, str):
+            self._text += "; an input is no id, and has a place of its own: input="
 
 
 class InvalidName(SequentialError):

@@ -91,8 +91,10 @@ class FlowExecutor:
         except TypeError:
             fits = False
         if not fits:
-            raise ValueError(f"lease must be above 0 seconds and budget not below 0, got {lease=} and {budget=}")
-        for name, hook in (("call", call), ("resume", resume), ("observe", observe)):
+            raise ValueError(
+                f"lease= is a number of seconds above 0, and budget= one not below 0: got {lease=} and {budget=}"
+            )
+        for name, hook in (("call", call), ("resume", resume), ("observe", observe), ("clock", clock)):
             if hook is not None and not callable(hook):
                 raise TypeError(f"{name}= must be a function, got {hook!r:.100}")
         if not isinstance(version, int) or not -(2**63) <= version < 2**63:

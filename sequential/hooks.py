@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self
 
-from .errors import HookNotConfigured
+from .errors import HookNotConfigured, message_of
 
 Call = Callable[[str, str, Any], Any]
 Resume = Callable[[str], Any]
@@ -60,6 +60,23 @@ def find_call(asked: str) -> Call:
         f"sequential.install(call=f), where f(category, name, input) performs a tool and returns its result"
         + (f" (found {stray!r}: inside a class body Python renames __call so; use sequential.install)" if stray else "")
     )
+
+
+def refuse_unfit(asked: str, error: Exception) -> None:
+    """Raise if a hook was called with what it does not take, for no tool has raised then.
+
+    Args:
+        asked: The tool that was to be performed.
+        error: What was raised, caught where the hook was called.
+
+    Raises:
+        HookNotConfigured: When not a line of the hook has run.
+    """
+    if isinstance(error, TypeError) and getattr(error.__traceback__, "tb_next", None) is None:
+        raise HookNotConfigured(
+            f"{asked} cannot be performed, because the call hook is not to be called with a category, a name and an "
+            f"input: {message_of(error)}: write it as f(category, name, input)"
+        ) from error
 
 
 def find_resume() -> Resume | None:

@@ -87,8 +87,7 @@ class Invocation:
         """Send the saved results into the fresh workflow, page by page, and return what it asks for then."""
         record, step, listens = self._record, 0, self._setup.observer.listens
         advance, loads = self._progress.advance, self._journal.codec.loads
-        request = advance()
-        page: list[Result] = []
+        request, page = advance(), list[Result]()
         while step < record.step:
             page = page or await self._page(step)
             asked = page[-1].asked

@@ -1,6 +1,7 @@
 """What an executor tells the world about itself: to ``observe``, or what must not be silent to a log."""
 
 from collections.abc import Callable
+from sys import modules
 from typing import NamedTuple
 
 from .storage import Record
@@ -20,6 +21,7 @@ class Event(NamedTuple):
     detail: str = ""
     """What was called, how many steps were replayed, why it paused, what went wrong."""
     error: BaseException | None = None
+    """What was raised, by the tool that was ``called`` too: the workflow gets but its text."""
 
 
 class Observer:
@@ -27,7 +29,8 @@ class Observer:
 
     Args:
         observe: Called with each `Event`; ``None``: only failures nobody would learn of otherwise are kept, in
-            the ``sequential`` logger.  What it raises is logged and harms no execution.
+            the ``sequential`` logger, and what tools raise, as information.  What it raises is logged and harms no
+            execution.
     """
 
     __slots__ = ("_observe", "listens")
@@ -45,11 +48,12 @@ class Observer:
                 _log(f"the observer raised at {kind!r}", record, repr(raised), raised)
         elif kind in {"ring failed", "stuck"}:
             _log(kind, record, detail, error)
+        elif kind == "called" and "logging" in modules:  # if not, nobody has asked for information
+            _log("a tool raised", record, detail, error, "info")
 
 
-def _log(what: str, record: Record, detail: str, error: BaseException | None) -> None:
+def _log(what: str, record: Record, detail: str, error: BaseException | None, level: str = "warning") -> None:
     import logging  # noqa: PLC0415 - slower to import than all of this library, and seldom needed
 
-    logging.getLogger("sequential").warning(
-        "%s: execution %r, step %d: %s", what, record.id, record.step, detail, exc_info=error
-    )
+    log = getattr(logging.getLogger("sequential"), level)
+    log("%s: execution %r, step %d: %s", what, record.id, record.step, detail, exc_info=error)

@@ -372,9 +372,9 @@ def _predicate(retry_on: _RetryOn) -> Callable[[str], bool]:
     """Return whether to try again after an error, as a function of its message."""
     if retry_on is None:
         return lambda message: message != INTERRUPTED
-    if callable(retry_on):
+    if callable(retry_on) and not isinstance(retry_on, type):
         return retry_on
-    texts = [retry_on] if isinstance(retry_on, str) or not isinstance(retry_on, Iterable) else list(retry_on)
+    texts: Any = [retry_on] if isinstance(retry_on, str) or not isinstance(retry_on, Iterable) else list(retry_on)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"retry_on= got {retry_on!r:.100}: give a function of the error's message, or a list of texts")
     return lambda message: any(text in message for text in texts)

@@ -78,12 +78,17 @@ class Progress:
                 else:
                     return request
         except StopIteration as stop:
-            ended = parse_return(stop.value)
-            if self._version is None and ended.needs:
-                return Raised(NotSupported("this storage", ended.needs))
-            return ended
+            return self._ended(stop.value)
         except Exception as error:
             return Raised(error)
+
+    def _ended(self, value: Any) -> Return | Raised:
+        if isinstance(value, dict) and parse(value) is not None:
+            return Raised(InvalidYield(_describe_returned(value, self._generator)))
+        ended = parse_return(value)
+        if self._version is None and ended.needs:
+            return Raised(NotSupported("this storage", ended.needs))
+        return ended
 
     def close(self) -> BaseException | None:
         """Leave the workflow where it stands, and return what its ``finally`` bodies raise at that, if anything."""
@@ -177,10 +182,21 @@ def _describe(yielded: object, generator: Generator[Any, Any, Any]) -> str:
         "save(), sleep(seconds), wait(name, timeout) with a name of letters, digits and _ . : @ ~ -, or version()"
     )
     remedy = f"yield {allowed}"
-    if isinstance(yielded, GeneratorType):
+    if isinstance(yielded, GeneratorType) and yielded.__name__ == "<genexpr>":
+        remedy = "yield a list: write [...] instead of (...)"
+    elif isinstance(yielded, GeneratorType):
         remedy = f"write `yield from` before {yielded.__name__}(...), which is a generator"
     elif isinstance(yielded, dict) and "__again" in yielded:
         remedy = "write `return again(input)`"
     elif isinstance(yielded, str) and yielded.startswith("__"):
         remedy = "write `yield` instead of `yield from` before a request"
     return f"{inner.gi_code.co_qualname} yielded {yielded!r:.200} ({place}), which is not a request: {remedy}"
+
+
+def _describe_returned(returned: dict[Any, Any], generator: Any) -> str:
+    """Say what was returned, where, and what to write."""
+    code = generator.gi_code
+    return (
+        f"{code.co_qualname} returned {returned!r:.200} ({code.co_filename}), a request that nobody has performed: "
+        f"write `return (yield ...)`"
+    )

@@ -1092,7 +1092,11 @@ def test_frequent_mistakes_are_told_with_their_remedy() -> None:
     def yields_again() -> Flow:
         yield {"__again": {}}
 
+    def yields_a_generator_of_calls() -> Flow:
+        yield (tool("a", "b") for _ in range(2))
+
     for workflow, remedy in [
+        (yields_a_generator_of_calls, "yield a list: write [...] instead of (...)"),
         (without_from, "write `yield from` before sub(...), which is a generator"),
         (too_much_from, "write `yield` instead of `yield from` before a request"),
         (yields_again, "write `return again(input)`"),
@@ -1100,6 +1104,54 @@ def test_frequent_mistakes_are_told_with_their_remedy() -> None:
         with pytest.raises(InvalidYield) as caught:
             FlowExecutor(MemoryStorage(), call=echo).execute_sync(workflow)
         assert str(caught.value).endswith(f"which is not a request: {remedy}")
+
+
+@pytest.mark.parametrize("request_", [tool("a", "b"), save(), sleep(5), wait("go"), version()])
+def test_a_request_that_is_returned_is_a_mistake(request_: Any) -> None:
+    def forgets(input: Any) -> Flow:
+        yield tool("a", "first")
+        if input["mended"]:
+            return "mended"
+        return request_
+
+    flow = FlowExecutor(MemoryStorage(), call=echo, budget=math.inf)
+    message = (
+        r"forgets returned .*test_executor.py\), a request that nobody has performed: write `return \(yield ...\)`$"
+    )
+    with pytest.raises(InvalidYield, match=message):
+        flow.execute_sync(forgets, "f", {"mended": False})
+    status = flow.status_sync("f")
+    assert status is not None
+    assert (status.status, status.step) == ("failed", 1)
+
+
+def test_what_a_tool_raises_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    failure = KeyError("id")
+
+    def fail(category: str, name: str, input: Any) -> Any:
+        raise failure
+
+    async def fail_later(category: str, name: str, input: Any) -> Any:
+        raise failure
+
+    caplog.set_level("INFO", "sequential")
+    for call in (fail, fail_later):
+        events: list[Event] = []
+        flow = FlowExecutor(MemoryStorage(), call=call, observe=events.append)
+        asyncio.run(flow.execute(workflow, "t", {"user_id": 1}))
+        assert [(event.detail, event.error) for event in events if event.kind == "called"] == [
+            ("tool api.user", failure)
+        ]
+        assert caplog.records == []
+        asyncio.run(FlowExecutor(MemoryStorage(), call=call).execute(workflow, "t", {"user_id": 1}))
+        (record,) = caplog.records
+        assert (record.levelname, record.getMessage()) == (
+            "INFO",
+            "a tool raised: execution 't', step 0: tool api.user",
+        )
+        assert record.exc_info is not None
+        assert record.exc_info[1] is failure
+        caplog.clear()
 
 
 def test_an_error_that_is_not_recorded_shows_in_the_status() -> None:
@@ -1146,6 +1198,8 @@ def test_an_id_that_no_store_could_carry_is_refused(id: Any) -> None:
         with pytest.raises(InvalidId, match="cannot be an execution id: use 1 to 200 characters of A-Z a-z 0-9"):
             call()
     assert storage.due(math.inf, 10) == []
+    with pytest.raises(InvalidId, match="an input is no id, and has a place of its own"):
+        flow.execute_sync(workflow, {"user_id": 1})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("id", ["x" * 200, "a.b:c@d~e-f_G9", "...", "-", "0"])
@@ -1169,7 +1223,7 @@ def test_an_id_that_every_store_can_carry_is_taken(id: str) -> None:
     ],
 )
 def test_senseless_options_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="lease must be above 0 seconds and budget not below 0"):
+    with pytest.raises(ValueError, match="lease= is a number of seconds above 0, and budget= one not below 0"):
         FlowExecutor(MemoryStorage(), **options)
 
 
@@ -1303,7 +1357,7 @@ def test_an_endless_lease_is_no_trouble() -> None:
     assert flow.execute_sync(workflow, "l", {"user_id": 1}) == {"paused": "l", "step": 0}
 
 
-@pytest.mark.parametrize("options", [{"call": 3}, {"resume": "http://x"}, {"observe": 3}])
+@pytest.mark.parametrize("options", [{"call": 3}, {"resume": "http://x"}, {"observe": 3}, {"clock": 3}])
 def test_a_hook_that_cannot_be_called_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match=f"{next(iter(options))}= must be a function, got"):
         FlowExecutor(MemoryStorage(), **options)

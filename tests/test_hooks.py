@@ -11,6 +11,7 @@ import pytest
 import sequential.hooks
 from sequential import FlowExecutor, HookNotConfigured, install, tool
 from sequential.stores.memory import MemoryStorage
+from sequential.testing import crash_points
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,8 @@ def test_a_call_hook_of_other_arguments_is_an_error_that_records_nothing(call: A
         HookNotConfigured, match=r"^tool api.user cannot be .*: write it as f\(category, name, input\)$"
     ):
         FlowExecutor(storage, call=call).execute_sync(ask, "h")
+    with pytest.raises(HookNotConfigured, match="write it as f"):
+        crash_points(ask, call=call)
     flow = FlowExecutor(storage, call=lambda category, name, input: "now")
     assert flow.history_sync("h") == []
     assert flow.execute_sync(ask, "h") == {"paused": "h", "step": 0}

@@ -264,7 +264,7 @@ def test_retry_and_saga_refuse_numbers_out_of_range(wrong: Any) -> None:
         saga(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [5, [5], b"busy"])
+@pytest.mark.parametrize("wrong", [5, [5], b"busy", ConnectionError])
 def test_retry_and_saga_refuse_what_cannot_choose_errors(wrong: Any) -> None:
     error, _ = driven(retry(tool("api", "x"), retry_on=wrong), fails())
     assert isinstance(error, TypeError)

@@ -117,6 +117,16 @@ def test_every_public_thing_has_a_docstring() -> None:
         assert getattr(sequential, name).__doc__, name
 
 
+def test_a_tools_error_loads_no_log_that_nobody_has_asked_for() -> None:
+    loaded = loaded_by(
+        "from sequential import *; from sequential.stores.memory import MemoryStorage\n"
+        "def workflow(): return (yield tool('a', 'b'))\n"
+        "def call(*_): raise KeyError('id')\n"
+        "FlowExecutor(MemoryStorage(), call=call).execute_sync(workflow)"
+    )
+    assert "logging" not in loaded
+
+
 def test_the_test_kit_needs_no_pytest() -> None:
     code = "import sys, sequential.testing; assert 'pytest' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -87,8 +87,11 @@ class SQLiteStorage(Journal):
     def from_url(cls, url: str, **options: Any) -> SQLiteStorage:
         """Return the storage for ``sqlite:///relative`` or ``sqlite:////absolute``, with the class's options."""
         path = url.removeprefix("sqlite:///")
-        if path in {"", url}:
-            raise StorageError(f"{url!r} names no file: write sqlite:///relative/path or sqlite:////absolute/path")
+        if path in {"", url} or "?" in path:
+            raise StorageError(
+                f"{url!r} names no file: write sqlite:///relative/path or sqlite:////absolute/path, and give options "
+                f"like timeout= beside it"
+            )
         return cls(path, **options)
 
     def __del__(self) -> None:

@@ -13,7 +13,7 @@ from ..codec import JSONCodec
 from ..context import current
 from ..errors import Diverged, SequentialError, describe
 from ..executor import FlowExecutor
-from ..hooks import Call, find_call
+from ..hooks import Call, find_call, refuse_unfit
 from ..observe import Event
 from ..setup import Paused
 from ..storage import Journal, Maybe, PlainJournal, Record, Result, Storage, journal_for, new_id, settle, then
@@ -83,7 +83,9 @@ async def count_crash_points(
         if isinstance(error, SequentialError):
             raise error  # nothing that dying could change
         missed = set(world.signals) - expected[()].signalled
-        assert not missed, f"the workflow never waited for {', '.join(map(repr, sorted(missed)))}, given in signals="
+        if missed:
+            names, ended = ", ".join(map(repr, sorted(missed))), " ".join(map(str, expected[()].outcome))
+            raise AssertionError(f"the workflow never waited for {names}, given in signals=; it {ended}") from error
         point, died = 0, True
         while died:
             found = await _run(world, point)
@@ -97,7 +99,8 @@ async def count_crash_points(
             )
             assert found.recorded == usual.recorded, (
                 f"{where}, {found.recorded!r} was recorded instead of {usual.recorded!r}: "
-                f"the storage does not commit atomically, or lets a writer commit who was fenced off"
+                f"a tool has answered another call of the same step with something else, or the storage does not "
+                f"commit atomically, or lets a writer commit who was fenced off"
             )
             died = found.place is not None
             points, point = points + died, point + 1
@@ -241,7 +244,7 @@ async def _run(world: _World, point: int | None = None) -> _Run:  # noqa: C901 -
 
         def call() -> Any:
             calls[current().key] += 1
-            return (world.call or find_call(tool))(category, name, input)
+            return _perform(world.call or find_call(tool), category, name, input)
 
         return await process.around(tool, call)
 
@@ -304,6 +307,14 @@ async def _run(world: _World, point: int | None = None) -> _Run:  # noqa: C901 -
     twice = [key.replace(id, "...") for key in mortal.marked if calls[key] > 1] if mortal else []
     value, error = outcome
     return _Run(value, recorded, interrupted, twice, error, signalled, process.place, changed)
+
+
+def _perform(hook: Call, category: str, name: str, input: Any) -> Any:
+    try:
+        return hook(category, name, input)
+    except Exception as error:
+        refuse_unfit(f"tool {category}.{name}", error)
+        raise
 
 
 async def _invoke(flow: FlowExecutor, world: _World, id: str) -> tuple[tuple[str, Any], Exception | None] | Paused:

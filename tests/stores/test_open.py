@@ -60,7 +60,7 @@ def test_no_driver_is_imported_before_it_is_needed() -> None:
     assert {"psycopg", "redis", "obstore", "boto3", "google", "sqlite3"} & loaded == set()
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite://flows.db"])
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite://flows.db", "sqlite:///a.db?timeout=5"])
 def test_sqlite_without_a_file(url: str) -> None:
     with pytest.raises(StorageError, match="names no file: write sqlite:///relative/path or sqlite:////absolute/path"):
         open_storage(url)
