@@ -56,7 +56,7 @@ class ToolCall:
         except SequentialError:
             raise
         except Exception as raised:
-            hooks.refuse_unfit(request.label, raised)
+            hooks.refuse_unfit(hook, request.label, raised)
             self._fail(raised)
         finally:
             being_called.reset(token)

@@ -235,8 +235,9 @@ def prepare(encoder: "JSONEncoder") -> "_Encode":
 
     try:
         settings = (encoder.key_separator, encoder.item_separator, encoder.sort_keys, False, encoder.allow_nan)
+        quote = json.encoder.encode_basestring_ascii if encoder.ensure_ascii else json.encoder.encode_basestring
         return json.encoder.c_make_encoder(  # type: ignore[attr-defined, no-any-return]
-            None, encoder.default, json.encoder.encode_basestring, None, *settings
+            None, encoder.default, quote, None, *settings
         )
     except TypeError:  # an interpreter without it, or with another
         return lambda value, _: encoder.iterencode(value)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self
 
-from .errors import HookNotConfigured, message_of
+from .errors import HookNotConfigured
 
 Call = Callable[[str, str, Any], Any]
 Resume = Callable[[str], Any]
@@ -62,20 +62,31 @@ def find_call(asked: str) -> Call:
     )
 
 
-def refuse_unfit(asked: str, error: Exception) -> None:
+def refuse_unfit(hook: Call, asked: str, error: Exception) -> None:
     """Raise if a hook was called with what it does not take, for no tool has raised then.
 
     Args:
+        hook: The hook.
         asked: The tool that was to be performed.
         error: What was raised, caught where the hook was called.
 
     Raises:
-        HookNotConfigured: When not a line of the hook has run.
+        HookNotConfigured: When not a line of the hook has run, for it takes no category, name and input.
     """
-    if isinstance(error, TypeError) and getattr(error.__traceback__, "tb_next", None) is None:
+    if not isinstance(error, TypeError) or getattr(error.__traceback__, "tb_next", None) is not None:
+        return
+    from inspect import signature  # noqa: PLC0415 - slow to import, and seldom needed
+
+    try:
+        expected = signature(hook)
+    except (TypeError, ValueError):  # it does not tell
+        return
+    try:
+        expected.bind("category", "name", {})
+    except TypeError as misfit:
         raise HookNotConfigured(
             f"{asked} cannot be performed, because the call hook is not to be called with a category, a name and an "
-            f"input: {message_of(error)}: write it as f(category, name, input)"
+            f"input ({misfit}): write it as f(category, name, input)"
         ) from error
 
 

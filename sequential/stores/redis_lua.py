@@ -48,8 +48,8 @@ from .redis_macros import (
 
 _CREATE = f"""
 state = new_state
-redis.call('HSET', record, 'ahead', 0, 'large', kept, 'parts', parts, 'input', ARGV[2],
-    {", ".join(f"'{name}', new_{name}" for name in FIELDS)})"""
+redis.call('HSET', record, 'large', kept, 'parts', parts, 'input', ARGV[2],
+    'ahead', tonumber(new_step) ~= 0 and 0 or '', {", ".join(f"'{name}', new_{name}" for name in FIELDS)})"""
 
 CLAIM = script(
     f"nonce now create by_run parts {NEW_FIELDS}",
@@ -125,7 +125,8 @@ if taken ~= '' then
     redis.call('HDEL', {SIGNALS}, taken)
 end
 redis.call('HSET', record, 'token', new_token, 'state', new_state)
-if steps > tonumber(new_step) then redis.call('HSET', record, 'ahead', steps) end
+local differs = steps ~= tonumber(new_step)
+if differs or tonumber(ahead) then redis.call('HSET', record, 'ahead', differs and steps or '') end
 state = new_state
 if absent ~= '' then redis.call('HDEL', {SIGNALS}, absent .. ' taken') end
 {renew("at ~= '' and record .. ':' .. at")}

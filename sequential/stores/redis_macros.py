@@ -61,7 +61,7 @@ local run, token, state, ahead, large, living, entry = unpack(redis.call('HMGET'
 {cut("(state or '')", *OFTEN)}
 {cut("new_state", *OFTEN, beginning="new_") if "new_state" in names else ""}
 local adopts, superfluous, large, entry = false, '', large or '', entry or ''
-local steps = math.max(tonumber(step) or 0, tonumber(ahead) or 0)  -- how many there may be
+local steps = tonumber(ahead) or tonumber(step) or 0  -- how many there may be: as the record says, but for a while
 {WHOLE if "whole(" in body else ""}
 {body}
 """

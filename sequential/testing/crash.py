@@ -313,7 +313,7 @@ def _perform(hook: Call, category: str, name: str, input: Any) -> Any:
     try:
         return hook(category, name, input)
     except Exception as error:
-        refuse_unfit(f"tool {category}.{name}", error)
+        refuse_unfit(hook, f"tool {category}.{name}", error)
         raise
 
 

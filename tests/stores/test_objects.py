@@ -306,6 +306,13 @@ def test_100_mb_come_back_in_little_more_than_their_own_memory(seaweed_server: S
     assert read < 350, read
 
 
+def test_a_lone_surrogate_in_a_record_comes_back(store: ObjectStore) -> None:
+    storage: Any = ObjectStorage(store)
+    record = Record("one", "run", "workflow \ud800", error="x\udcffé", lease=1e12)
+    assert storage.claim(record, 0.0, True) == (record, True)
+    assert storage.read("one") == record
+
+
 def test_long_histories_are_kept_in_segments_and_come_back_in_order(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

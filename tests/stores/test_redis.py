@@ -1214,6 +1214,18 @@ class TestUse:
         storage.remove("one")
         assert not [key for key in keys(storage) if ":void:" not in key]
 
+    def test_a_step_far_ahead_of_all_results_is_no_work_for_the_server(self, storage: Any) -> None:
+        record = held(storage)
+        far = record._replace(token=2, step=10**9)
+        storage.commit(far, 1)
+        storage.save(far, Result(10, data=b"10"))
+        storage.commit(far._replace(token=3, step=10**9 + 1), 2, Result(0, data=b"0"))
+        assert storage.results(far, 0, 10**9) == [Result(0, data=b"0")]
+        storage.restart(record._replace(run="later", token=4, step=10**9), far._replace(token=3))
+        assert set(keys(storage)) - {"due", "ids", "{}due", "{}ids"} == {"{one}"}
+        storage.remove("one")
+        assert not [key for key in keys(storage) if ":void:" not in key]
+
     def test_extremes_come_back(self, storage: Any) -> None:
         text = "\x01\n\u2028\U0001f600 é \\ \" '"
         record = held(
