@@ -212,6 +212,7 @@ class Caller:
         request, record = call.request, call.record
         if self._setup.observer.listens or call.raised is not None:
             self._setup.observer.tell("called", record, request.label, call.raised)
+            call.raised = None  # it holds the tool's frames, and by way of them this call
         try:
             data = encode(self._setup.journal.codec, call.box.pop())
         except Exception as refused:

@@ -49,11 +49,15 @@ class Observer:
         elif kind in {"ring failed", "stuck"}:
             _log(kind, record, detail, error)
         elif kind == "called" and "logging" in modules:  # if not, nobody has asked for information
-            _log("a tool raised", record, detail, error, "info")
+            _log("a tool raised", record, detail, error, _INFO)
 
 
-def _log(what: str, record: Record, detail: str, error: BaseException | None, level: str = "warning") -> None:
-    import logging  # noqa: PLC0415 - slower to import than all of this library, and seldom needed
+_INFO, _WARNING = 20, 30
+"""As `logging` has them, which is slower to import than all of this library, and seldom needed."""
 
-    log = getattr(logging.getLogger("sequential"), level)
-    log("%s: execution %r, step %d: %s", what, record.id, record.step, detail, exc_info=error)
+
+def _log(what: str, record: Record, detail: str, error: BaseException | None, level: int = _WARNING) -> None:
+    import logging  # noqa: PLC0415 - see above
+
+    text = "%s: execution %r, step %d: %s"
+    logging.getLogger("sequential").log(level, text, what, record.id, record.step, detail, exc_info=error)

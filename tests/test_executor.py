@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import math
 import pickle
 import time
+import weakref
 from collections.abc import Callable, Generator
 from enum import IntEnum
 from typing import Any
@@ -1152,6 +1154,33 @@ def test_what_a_tool_raises_is_told(caplog: pytest.LogCaptureFixture) -> None:
         assert record.exc_info is not None
         assert record.exc_info[1] is failure
         caplog.clear()
+
+
+@pytest.mark.parametrize("observe", [None, lambda event: None])
+def test_what_a_tool_held_when_it_raised_is_let_go_at_once(observe: Any) -> None:
+    class Large:
+        pass
+
+    held: list[weakref.ref[Large]] = []
+
+    def call(category: str, name: str, input: Any) -> Any:
+        large = Large()
+        held.append(weakref.ref(large))
+        raise ValueError
+
+    def one() -> Flow:
+        return (yield tool("api", "one"))
+
+    def two() -> Flow:
+        return (yield [tool("api", "one"), tool("api", "two")])
+
+    gc.disable()
+    try:
+        for asks in (one, two):
+            FlowExecutor(MemoryStorage(), call=call, observe=observe).execute_sync(asks)
+        assert [large() for large in held] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_an_error_that_is_not_recorded_shows_in_the_status() -> None:

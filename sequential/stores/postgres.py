@@ -95,6 +95,7 @@ class PostgresStorage(ClientJournal):
         self._cursor: Any = psycopg.AsyncCursor if self._is_async else psycopg.Cursor
         self._sql = Statements(prefix)
         self._idle: dict[Any, Any] = {}
+        """Cursors that nobody uses at this moment, by their connections."""
 
     @classmethod
     def from_url(cls, url: str, *, pool: dict[str, Any] | None = None, **options: Any) -> PostgresStorage:
