@@ -94,9 +94,7 @@ class FlowExecutor:
             raise ValueError(
                 f"lease= is a number of seconds above 0, and budget= one not below 0: got {lease=} and {budget=}"
             )
-        for name, hook in (("call", call), ("resume", resume), ("observe", observe), ("clock", clock)):
-            if hook is not None and not callable(hook):
-                raise TypeError(f"{name}= must be a function, got {hook!r:.100}")
+        hooks.check_functions(call=call, resume=resume, observe=observe, clock=clock)
         if not isinstance(version, int) or not -(2**63) <= version < 2**63:
             raise ValueError(f"version must be an int of at most 64 bits, got {version!r:.100}")
         journal = journal_for(storage)

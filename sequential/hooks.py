@@ -22,15 +22,33 @@ __call: Call | None = None
 __resume: Resume | None = None
 
 
+def check_functions(**given: object) -> None:
+    """Refuse what was given as a function and is none; `None` was not given.
+
+    Args:
+        given: By the names of their parameters.
+
+    Raises:
+        TypeError: When one of them cannot be called.
+    """
+    for name, function in given.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{name}= must be a function, got {function!r:.100}")
+
+
 class install:  # noqa: N801 - it is used as a verb; being a class makes `with install(...)` the same thing
     """Set the process-wide hooks; as a ``with`` block, put the earlier ones back at its end.
 
     Args:
         call: Performs a tool, ``call(category, name, input) -> result``; left out, the slot stays as it is.
         resume: Hands an execution over to the next invocation, ``resume(id)``; left out, likewise.
+
+    Raises:
+        TypeError: When one of them cannot be called.
     """
 
     def __init__(self, *, call: Call | None = None, resume: Resume | None = None) -> None:
+        check_functions(call=call, resume=resume)
         self._before = {slot: globals()[slot] for slot in ("__call", "__resume")}
         globals().update({slot: hook for slot, hook in (("__call", call), ("__resume", resume)) if hook is not None})
 

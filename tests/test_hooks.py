@@ -95,6 +95,14 @@ def test_the_executors_own_hooks_come_first() -> None:
     assert rung == ["own a", "process b"]
 
 
+@pytest.mark.parametrize("options", [{"call": 5}, {"resume": "https://host"}])
+def test_what_cannot_be_called_is_not_installed(options: dict[str, Any]) -> None:
+    install(call=print, resume=print)
+    with pytest.raises(TypeError, match=f"{next(iter(options))}= must be a function, got"):
+        install(**options)
+    assert vars(sequential.hooks)["__call"] is vars(sequential.hooks)["__resume"] is print
+
+
 def test_install_is_a_with_block_that_restores() -> None:
     install(call=lambda *_: "outer", resume=print)
     before = vars(sequential.hooks)["__call"], vars(sequential.hooks)["__resume"]
