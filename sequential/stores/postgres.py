@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
-from ..blocking import is_async
 from ..codec import Codec
 from ..errors import Fenced, StorageError
-from ..storage import FRESH, Record, Result, as_record, as_result, refuses, settle
+from ..storage import FRESH, Record, Result, as_record, as_result, refuses
 from .clients import ClientJournal, extra, plain_or_async, split
+from .postgres_connections import Client, Connections, explain
 from .postgres_sql import SCHEMA, Statements
 
 with extra("postgres"):
     import psycopg
-    from psycopg.pq import TransactionStatus
-    from psycopg.rows import tuple_row
 
-if TYPE_CHECKING:
-    from psycopg_pool import AsyncConnectionPool, ConnectionPool
-
-Client: TypeAlias = (
-    "psycopg.Connection[Any] | psycopg.AsyncConnection[Any] | ConnectionPool[Any] | AsyncConnectionPool[Any]"
-)
 Row: TypeAlias = tuple[Any, ...]
 
 LOCK = 0x73657175
@@ -35,30 +27,8 @@ LONGEST_PREFIX = 50
 PART = 1 << 22
 """Bytes of a result that go in and out at once: a larger one is never in memory a second time."""
 
-ATTEMPTS = 10
-"""How often a statement is tried that gets in the way of others."""
-
-_IN_THE_WAY = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
-
-_REMEDIES: tuple[tuple[type[psycopg.Error] | tuple[type[psycopg.Error], ...], str], ...] = (
-    (psycopg.errors.UndefinedTable, "its tables are not there: call create_schema() once"),
-    (psycopg.errors.UndefinedColumn, "its tables are not those of this release: call create_schema() once"),
-    (psycopg.errors.InvalidSqlStatementName, "behind a pooler of transactions, connect with prepare_threshold=None"),
-    (psycopg.errors.InsufficientPrivilege, "grant this user what is missing"),
-    (psycopg.errors.ReadOnlySqlTransaction, "it takes no writes: connect to the primary"),
-    (psycopg.errors.QueryCanceled, "raise statement_timeout, or find out what holds its tables locked"),
-    (psycopg.errors.DiskFull, "make room"),
-    (_IN_THE_WAY, "use the default isolation, read committed"),
-    (
-        psycopg.OperationalError,
-        "check that it runs and can be reached, that its database is there, and that the pool is large enough",
-    ),
-)
-
 _SMALL = 1 << 14
 """Bytes of a result up to which an idle cursor may hold it: each connection has one."""
-
-_YOURS = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 
 
 class PostgresStorage(ClientJournal):
@@ -79,23 +49,13 @@ class PostgresStorage(ClientJournal):
 
     def __init__(self, client: Client, *, prefix: str = "sequential_", codec: Codec | None = None) -> None:
         super().__init__(codec)
-        if not hasattr(client, "getconn") and not hasattr(client, "pgconn"):
-            raise TypeError(
-                f"client= is a connection or a pool of psycopg, not {client!r:.100}: "
-                f"from a URL, a storage is made by PostgresStorage.from_url(url)"
-            )
+        self._connections = Connections(client)
         if not (prefix.isidentifier() and prefix.isascii() and prefix.islower() and len(prefix) <= LONGEST_PREFIX):
             raise ValueError(
                 f"prefix= begins the names of tables, with up to {LONGEST_PREFIX} lower-case letters, digits and _: "
                 f"not {prefix!r}"
             )
-        self._client = cast("Any", client)
-        self._pooled = hasattr(self._client, "getconn")
-        self._is_async = is_async(self._client.getconn if self._pooled else self._client.execute)
-        self._cursor: Any = psycopg.AsyncCursor if self._is_async else psycopg.Cursor
         self._sql = Statements(prefix)
-        self._idle: dict[Any, Any] = {}
-        """Cursors that nobody uses at this moment, by their connections."""
 
     @classmethod
     def from_url(cls, url: str, *, pool: dict[str, Any] | None = None, **options: Any) -> PostgresStorage:
@@ -115,18 +75,18 @@ class PostgresStorage(ClientJournal):
             # A pool keeps trying in threads of its own, and tells only its log why it does not succeed.
             psycopg.connect(url, autocommit=True).close()
         except psycopg.Error as error:
-            raise _explain(error) from error
+            raise explain(error) from error
         settings = {"min_size": 1, "kwargs": {"autocommit": True}, "open": True, **(pool or {})}
         return cls(ConnectionPool(url, **settings), **options)
 
     def is_async(self) -> bool:
         """Whether the client is one of psycopg's ``async`` ones."""
-        return self._is_async
+        return self._connections.is_async
 
     @plain_or_async
     async def close(self) -> None:
         """Close the client."""
-        await settle(self._client.close())
+        await self._connections.close()
 
     @property
     def schema(self) -> str:
@@ -145,7 +105,7 @@ class PostgresStorage(ClientJournal):
             raise StorageError(f"PostgreSQL: the database's encoding is {encoding}: create one with ENCODING 'UTF8'")
         for (version,) in await self._rows(self._sql.version, None) if there else ():
             _check_version(version)
-        await self._execute(f"SELECT pg_advisory_xact_lock({LOCK}); {self._sql.tables}", None)
+        await self._connections.execute(f"SELECT pg_advisory_xact_lock({LOCK}); {self._sql.tables}", None)
 
     @plain_or_async
     async def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
@@ -189,7 +149,7 @@ class PostgresStorage(ClientJournal):
             return False
         values = (*record[6:8], *record[9:11], record.changed, record.id, record.run, token, *result)
         try:
-            changed: int = await self._execute(self._sql.step, values, again=len(result.data) <= _SMALL)
+            changed: int = await self._connections.execute(self._sql.step, values, again=len(result.data) <= _SMALL)
         except StorageError as error:
             if isinstance(error.__cause__, psycopg.errors.UniqueViolation):
                 return False
@@ -254,7 +214,7 @@ class PostgresStorage(ClientJournal):
         if held is None:
             for key in await self._rows(self._sql.remove, (id,)):
                 # What a writer has written whom the first statement had to wait for, only another one sees.
-                await self._execute(self._sql.remove_rest, key * 2)
+                await self._connections.execute(self._sql.remove_rest, key * 2)
         else:
             await self._change(held, held.token, self._sql.remove_held, (id, held.run, held.token))
 
@@ -284,82 +244,16 @@ class PostgresStorage(ClientJournal):
 
     async def _change(self, record: Record, token: int, sql: str, values: Sequence[Any]) -> None:
         """Execute what changes no row unless the execution is still held."""
-        if not await self._execute(sql, values):
+        if not await self._connections.execute(sql, values):
             raise Fenced(record.id, token)
 
     async def _rows(self, sql: str, values: Sequence[Any] | None) -> list[Row]:
-        rows: list[Row] = await self._execute(sql, values, reads=True)
+        rows: list[Row] = await self._connections.execute(sql, values, reads=True)
         return rows
-
-    async def _execute(
-        self, sql: str, values: Sequence[Any] | None, *, reads: bool = False, again: bool = False
-    ) -> Any:
-        """Execute a statement, and return its rows, or how many it has changed.
-
-        Args:
-            sql: The statement.
-            values: Its values; `None`, and there may be several statements.
-            reads: Whether its rows are wanted.
-            again: Whether a cursor may be used again, which holds on to the values until then.
-        """
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                connection = await settle(self._client.getconn()) if self._pooled else self._client
-                try:
-                    _check_connection(connection)
-                    cursor = self._take_cursor(connection) if again else self._new_cursor(connection)
-                    executed = cursor.execute(sql, values, binary=reads)
-                    if self._is_async:  # not by settle(): each layer is gone through whenever the loop goes on with it
-                        await executed
-                    _check_transaction(connection)  # one of yours may have begun while this waited for its turn
-                    found = await settle(cursor.fetchall()) if reads else cursor.rowcount
-                    if again:
-                        self._idle[connection] = cursor
-                finally:
-                    if self._pooled:
-                        await settle(self._client.putconn(connection))
-            except psycopg.Error as error:
-                # Where usual isolation waits, a stricter one undoes the statement: by now the other one is done.
-                if not isinstance(error, _IN_THE_WAY) or attempt == ATTEMPTS:
-                    raise _explain(error) from error
-            else:
-                return found
-
-    def _take_cursor(self, connection: Any) -> Any:
-        """Return a cursor that nobody else uses; to make one takes as long as all that it is given for a step."""
-        cursor = self._idle.pop(connection, None)
-        if cursor is None:
-            for known in [known for known in list(self._idle) if known.closed]:
-                self._idle.pop(known, None)
-            cursor = self._new_cursor(connection)
-        return cursor
-
-    def _new_cursor(self, connection: Any) -> Any:
-        return self._cursor(connection, row_factory=tuple_row)
 
 
 def _rings(record: Record) -> float | None:
     return -1.0 if record.lease else record.due
-
-
-def _check_connection(connection: Any) -> None:
-    if not connection.autocommit:
-        raise StorageError(
-            "PostgreSQL: the connection would wait for a commit of yours: connect with autocommit=True, a pool with "
-            'kwargs={"autocommit": True}'
-        )
-    if connection.pgconn.pipeline_status:
-        raise StorageError("PostgreSQL: the connection is in pipeline mode, and answers late: give the storage its own")
-    if connection.pgconn.parameter_status(b"client_encoding") != b"UTF8":
-        raise StorageError("PostgreSQL: the connection is not in UTF-8: connect with client_encoding='utf-8'")
-    _check_transaction(connection)
-
-
-def _check_transaction(connection: Any) -> None:
-    if connection.pgconn.transaction_status in _YOURS:
-        raise StorageError("PostgreSQL: the connection is within a transaction of yours: give the storage its own")
 
 
 def _check_version(version: int) -> None:
@@ -367,9 +261,3 @@ def _check_version(version: int) -> None:
         raise StorageError(
             f"PostgreSQL: the tables are of version {version}, this release knows {SCHEMA}: upgrade sequential-flow"
         )
-
-
-def _explain(error: psycopg.Error) -> StorageError:
-    text = " ".join(str(error).split()) or type(error).__name__
-    remedy = next((remedy for kind, remedy in _REMEDIES if isinstance(error, kind)), "nothing was recorded")
-    return StorageError(f"PostgreSQL: {text}: {remedy}")

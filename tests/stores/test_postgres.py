@@ -208,22 +208,22 @@ class TestSizes:
         def removed(id: str) -> None:
             assert storage.read(id) is None
 
-        assert commit_and_die(storage, storage, (storage, "_execute"), results, removed=removed) > 8
+        assert commit_and_die(storage, storage, (storage._connections, "execute"), results, removed=removed) > 8
 
     def test_a_large_result_that_is_deleted_while_it_is_read(self, storage: Any) -> None:
         from sequential.stores import postgres
 
         record = held(storage)
         storage.commit(record._replace(token=2, step=1), 1, Result(0, data=b"1" * (postgres.PART + 1)))
-        execute = storage._execute
+        execute = storage._connections.execute
 
         async def execute_and_remove(*values: Any, **options: Any) -> Any:
             done = await execute(*values, **options)
-            storage._execute = execute
+            storage._connections.execute = execute
             storage.remove("one")
             return done
 
-        storage._execute = execute_and_remove
+        storage._connections.execute = execute_and_remove
         with pytest.raises(Fenced):
             storage.results(record, 0, 1)
 
@@ -302,7 +302,7 @@ class TestTrouble:
         """What would be undone with it is no commit."""
         import psycopg
 
-        record, connection = held(storage), storage._client
+        record, connection = held(storage), storage._connections.client
         begun, entered, done = threading.Event(), threading.Event(), threading.Event()
 
         class Entering(psycopg.Cursor[Any]):
@@ -323,7 +323,7 @@ class TestTrouble:
             begun.wait(20)
             while connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
                 pass
-            storage._cursor = Entering
+            storage._connections.cursor = Entering
             release = threading.Thread(
                 target=lambda: entered.wait(20) and other.execute("SELECT pg_advisory_unlock(7)")
             )
@@ -337,18 +337,21 @@ class TestTrouble:
 
     def test_connections_that_answer_late_or_in_another_encoding(self, storage: Any) -> None:
         record = held(storage)
-        with storage._client.pipeline(), pytest.raises(StorageError, match="in pipeline mode, and answers late"):
+        with (
+            storage._connections.client.pipeline(),
+            pytest.raises(StorageError, match="in pipeline mode, and answers late"),
+        ):
             storage.commit(record._replace(token=9), 7)
-        storage._client.execute("SET client_encoding = 'LATIN1'")
+        storage._connections.client.execute("SET client_encoding = 'LATIN1'")
         with pytest.raises(StorageError, match="not in UTF-8: connect with client_encoding='utf-8'"):
             storage.read("one")
-        storage._client.execute("SET client_encoding = 'UTF8'")
+        storage._connections.client.execute("SET client_encoding = 'UTF8'")
         assert storage.read("one") == record
 
     def test_prepared_statements_that_a_pooler_forgets(self, storage: Any) -> None:
         for _ in range(8):
             storage.read("one")
-        storage._client.pgconn.exec_(b"DEALLOCATE ALL")
+        storage._connections.client.pgconn.exec_(b"DEALLOCATE ALL")
         with pytest.raises(StorageError, match="behind a pooler of transactions, connect with prepare_threshold=None"):
             storage.read("one")
 
@@ -369,7 +372,7 @@ class TestTrouble:
                     pass
         remover.join()
         for table in ("executions", "results"):
-            assert storage._client.execute(f"SELECT count(*) FROM {prefix}{table}").fetchone() == (0,)
+            assert storage._connections.client.execute(f"SELECT count(*) FROM {prefix}{table}").fetchone() == (0,)
 
     def test_a_pool_that_is_exhausted(self, postgres_server: PostgresServer, storage: Any) -> None:
         from psycopg_pool import ConnectionPool
@@ -386,7 +389,7 @@ class TestTrouble:
 
     def test_a_server_that_takes_no_writes(self, storage: Any) -> None:
         record = held(storage)
-        storage._client.execute("SET default_transaction_read_only = on")
+        storage._connections.client.execute("SET default_transaction_read_only = on")
         with pytest.raises(StorageError, match="read-only transaction: it takes no writes: connect to the primary"):
             storage.commit(record._replace(token=2, step=1), 1, Result(0))
         assert storage.read("one") == record
@@ -395,7 +398,7 @@ class TestTrouble:
         import psycopg
 
         record = held(storage)
-        storage._client.execute("SET statement_timeout = 50")
+        storage._connections.client.execute("SET statement_timeout = 50")
         with psycopg.connect(postgres_server.url) as other:
             other.execute(f"LOCK TABLE {prefix_of(storage)}executions IN EXCLUSIVE MODE".encode())
             with pytest.raises(StorageError, match="statement timeout: raise statement_timeout, or find out"):
@@ -411,7 +414,7 @@ class TestTrouble:
             def execute(self, *arguments: Any, **options: Any) -> None:
                 raise psycopg.errors.SerializationFailure("could not serialize access")
 
-        storage._cursor = Busy  # no server does this for ever
+        storage._connections.cursor = Busy  # no server does this for ever
         with pytest.raises(StorageError, match="could not serialize access: use the default isolation"):
             storage.read("one")
 
@@ -445,7 +448,10 @@ class TestUse:
             ours: Any = PostgresStorage(connection, prefix=prefix_of(storage))
             with pytest.raises(StorageError, match="connect with autocommit=True, a pool with kwargs="):
                 ours.claim(Record("one", "run", lease=1.0), NOW, True)
-        with storage._client.transaction(), pytest.raises(StorageError, match="within a transaction of yours"):
+        with (
+            storage._connections.client.transaction(),
+            pytest.raises(StorageError, match="within a transaction of yours"),
+        ):
             storage.claim(Record("one", "run", lease=1.0), NOW, True)
         assert storage.read("one") is None
 
@@ -466,9 +472,9 @@ class TestUse:
                         connection.close()
                 last, record = record, record._replace(token=record.token + 1, step=step + 1)
                 pooled.commit(record, last.token, Result(step, data=b"x" * size))
-                assert len(pooled._idle) == 1
-                assert not any(known.closed for known in pooled._idle)
-                cursor = pooled._idle[next(iter(pooled._idle))]
+                assert len(pooled._connections.idle) == 1
+                assert not any(known.closed for known in pooled._connections.idle)
+                cursor = pooled._connections.idle[next(iter(pooled._connections.idle))]
                 assert all(len(value or b"") < 100 for value in cursor._query.params)
 
     @pytest.mark.parametrize("client", ["postgresql://host/database", None, SimpleNamespace(transaction=print)])
@@ -483,7 +489,7 @@ class TestUse:
         from sequential.stores.postgres import PostgresStorage
 
         with pytest.raises(ValueError, match="prefix= begins the names of tables"):
-            PostgresStorage(storage._client, prefix=prefix)
+            PostgresStorage(storage._connections.client, prefix=prefix)
 
     def test_tables_that_are_missing(self, postgres_server: PostgresServer) -> None:
         storage: Any = stores.open(postgres_server.url, prefix="missing_")
@@ -494,7 +500,7 @@ class TestUse:
 
     def test_tables_of_a_later_release(self, storage: Any) -> None:
         record = held(storage, lease=0.0)
-        storage._client.execute(f"UPDATE {prefix_of(storage)}schema SET version = 2")
+        storage._connections.client.execute(f"UPDATE {prefix_of(storage)}schema SET version = 2")
         for use in (storage.create_schema, partial(storage.claim, record._replace(lease=NOW + 1), NOW, True)):
             with pytest.raises(StorageError, match="of version 2, this release knows 1: upgrade sequential-flow"):
                 use()
@@ -512,7 +518,7 @@ class TestUse:
             storage.create_schema()
 
     def test_an_empty_table_of_the_version(self, storage: Any) -> None:
-        storage._client.execute(f"DELETE FROM {prefix_of(storage)}schema")
+        storage._connections.client.execute(f"DELETE FROM {prefix_of(storage)}schema")
         with pytest.raises(StorageError, match=r"version is empty: call create_schema\(\) once"):
             storage.claim(Record("one", "run"), NOW, True)
         storage.create_schema()
@@ -541,7 +547,7 @@ class TestUse:
         flow = FlowExecutor(storage, call=lambda *_: values, retain=True, budget=math.inf)
         flow.execute_sync(one_call, "one")
         query = f"SELECT data ->> 'x', data -> 'a' ->> 0, asked FROM {prefix_of(storage)}history WHERE id = 'one' AND step = 0"
-        assert storage._client.execute(query).fetchall() == [("é\u2028", str(2**70), "tool a.b")]
+        assert storage._connections.client.execute(query).fetchall() == [("é\u2028", str(2**70), "tool a.b")]
         assert json.dumps(flow.history_sync("one")[0]["result"]) == json.dumps(values)
 
     def test_round_trips(self, postgres_server: PostgresServer, storage: Any) -> None:
