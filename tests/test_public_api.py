@@ -77,7 +77,7 @@ def test_running_a_workflow_in_memory_imports_nothing_heavy() -> None:
 
 def test_a_store_imports_its_driver_and_no_other_store() -> None:
     assert {name for name in loaded_by("import sequential.stores.sqlite") if name.startswith("sequential.stores.")} == {
-        "sequential.stores.owner", "sequential.stores.sqlite", "sequential.stores.sqlite_sql",
+        "sequential.stores.owner", "sequential.stores.sqlite", "sequential.stores.sqlite_file", "sequential.stores.sqlite_sql",
     }  # fmt: skip
     assert "sqlite3" in loaded_by("import sequential.stores.sqlite")
 

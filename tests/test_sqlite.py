@@ -19,7 +19,7 @@ import pytest
 from sequential import Fenced, FlowExecutor, StorageError, tool
 from sequential.storage import Record, Result
 from sequential.stores import owner as owners
-from sequential.stores import sqlite
+from sequential.stores import sqlite, sqlite_file
 from sequential.stores.sqlite import SQLiteStorage
 from tests.support import echo
 
@@ -130,7 +130,7 @@ def test_only_the_claim_of_an_existing_record_may_be_lost_in_a_power_cut(path: P
     storage = SQLiteStorage(path, synchronous=synchronous)
     levels: list[tuple[str, int]] = []
     storage.read("open it")
-    connection = storage._connection
+    connection = storage._file.connection
     assert connection is not None
     wanted = 2 if synchronous == "FULL" else 1
 
@@ -170,9 +170,9 @@ class Counting:
 def test_a_step_that_goes_on_is_one_statement_and_history_one_query_a_page(storage: SQLiteStorage) -> None:
     held = record()
     storage.claim(held, 0.0, True)
-    assert storage._connection is not None
-    counting: Any = Counting(storage._connection)
-    storage._connection = counting
+    assert storage._file.connection is not None
+    counting: Any = Counting(storage._file.connection)
+    storage._file.connection = counting
     for step in range(500):
         storage.commit(held._replace(token=step + 2, step=step + 1, lease=1000.0 + step), step + 1, Result(step))
     assert counting.count == 1 + 500  # the first finds where the execution stands
@@ -199,9 +199,9 @@ def test_another_execution_in_the_place_of_one_that_was_removed_is_not_taken_for
     old = record("old", run="old run")
     storage.claim(old, 0.0, True)
     storage.commit(old._replace(token=2, step=1, lease=1000.0), 1, Result(0))
-    SQLiteStorage(storage._path).remove("old")
+    SQLiteStorage(storage._file.path).remove("old")
     new = record("new", run="new run", token=2)
-    SQLiteStorage(storage._path).claim(new, 0.0, True)
+    SQLiteStorage(storage._file.path).claim(new, 0.0, True)
     with pytest.raises(Fenced):
         storage.commit(old._replace(token=3, step=2, lease=1000.0), 2, Result(1))
     assert storage.results(new, 0, 9) == []
@@ -246,8 +246,8 @@ class TestWrongFiles:
 
     def test_a_file_that_cannot_be_written(self, path: Path, storage: SQLiteStorage) -> None:
         storage.claim(record(lease=0.0), 0.0, True)
-        assert storage._connection is not None
-        storage._connection.execute("PRAGMA query_only = ON")
+        assert storage._file.connection is not None
+        storage._file.connection.execute("PRAGMA query_only = ON")
         with pytest.raises(
             StorageError, match=r"attempt to write a readonly database .*: it cannot be written: check the perm"
         ):
@@ -257,9 +257,9 @@ class TestWrongFiles:
     def test_a_disk_that_is_full(self, path: Path, storage: SQLiteStorage) -> None:
         flow = FlowExecutor(storage, call=lambda *_: "x" * 200_000)
         flow.execute_sync(workflow, "w")
-        assert storage._connection is not None
-        pages = storage._connection.execute("PRAGMA page_count").fetchone()[0]
-        storage._connection.execute(f"PRAGMA max_page_count = {pages}")
+        assert storage._file.connection is not None
+        pages = storage._file.connection.execute("PRAGMA page_count").fetchone()[0]
+        storage._file.connection.execute(f"PRAGMA max_page_count = {pages}")
         for size, budget in ((200_000, 0.0), (2_000_000, 0.0), (200_000, 1e9)):
             flow = FlowExecutor(storage, call=lambda *_: "x" * size, budget=budget)  # noqa: B023
             with pytest.raises(
@@ -269,13 +269,13 @@ class TestWrongFiles:
         status = flow.status_sync("w")
         assert status is not None
         assert (status.step, status.busy) == (1, False)
-        storage._connection.execute("PRAGMA max_page_count = 100000")
+        storage._file.connection.execute("PRAGMA max_page_count = 100000")
         assert flow.execute_sync(workflow, "w") == "x" * 200_000
 
     def test_a_result_larger_than_sqlite_allows(self, storage: SQLiteStorage) -> None:
         storage.read("open it")
-        assert storage._connection is not None
-        storage._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2_000_000)
+        assert storage._file.connection is not None
+        storage._file.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2_000_000)
         flow = FlowExecutor(storage, call=lambda *_: "x" * 3_000_000)
         with pytest.raises(StorageError, match=r"\(SQLITE_TOOBIG\): the value is larger than SQLite allows"):
             flow.execute_sync(workflow, "w")
@@ -300,7 +300,7 @@ def test_an_interruption_within_a_transaction_undoes_it(storage: SQLiteStorage) 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        storage._run(interrupted, "FULL")
+        storage._file.run(interrupted, "FULL")
     assert storage.read("one") == record()
 
 
@@ -351,7 +351,7 @@ def test_a_file_that_another_is_just_opening_is_waited_for() -> None:
                 raise error
 
     contended: Any = Contended()
-    sqlite._switch_to_wal(contended, timeout=20.0)
+    sqlite_file._switch_to_wal(contended, timeout=20.0)
     assert contended.refusals == 0
 
 

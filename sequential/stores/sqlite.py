@@ -4,40 +4,20 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from _thread import allocate_lock
-from _weakrefset import WeakSet  # `weakref` itself takes half a millisecond more to import
-from collections.abc import Callable
-from time import monotonic, sleep
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from ..codec import Codec, JSONCodec
 from ..errors import Fenced, StorageError
 from ..storage import CLOSED, FRESH, Journal, Record, Result, as_result, refuses
 from . import sqlite_sql as sql
-from .owner import describe_process, is_dead
-
-T = TypeVar("T")
-
-_MEMORY = ":memory:"
+from .owner import is_dead
+from .sqlite_file import File
 
 _PAGE = 1 << 20
 """Bytes after which a page of results ends; a larger result goes in and out by itself, without a second copy."""
 
 _KNOWN = 1000
 """Runs of which the key is remembered."""
-
-_REMEDIES = {
-    "SQLITE_BUSY": "another process holds it locked: try again, or give a longer timeout=",
-    "SQLITE_LOCKED": "another process holds it locked: try again, or give a longer timeout=",
-    "SQLITE_READONLY": "it cannot be written: check the permissions of the file and of its directory",
-    "SQLITE_CANTOPEN": "it cannot be opened: check that its directory exists and may be written",
-    "SQLITE_FULL": "the disk is full: make room, nothing was recorded",
-    "SQLITE_TOOBIG": "the value is larger than SQLite allows (a gigabyte): keep it elsewhere and return where",
-    "SQLITE_NOTADB": "it is not a SQLite database: give another path",
-    "SQLITE_CORRUPT": "it is damaged: restore it from a backup",
-    "SQLITE_IOERR": "the disk failed to read or write: nothing was recorded",
-    "SQLITE_PERM": "it cannot be accessed: check the permissions of the file and of its directory",
-}
 
 
 class SQLiteStorage(Journal):
@@ -59,8 +39,6 @@ class SQLiteStorage(Journal):
         ValueError: When `path` is a URL, or `synchronous` neither of the two.
     """
 
-    _connection: sqlite3.Connection | None = None
-
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -74,14 +52,9 @@ class SQLiteStorage(Journal):
         if synchronous not in {"FULL", "NORMAL"}:
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', got {synchronous!r}")
         self.codec = codec or JSONCodec()
-        self._path = _MEMORY if path == _MEMORY else os.path.abspath(path)  # wherever it is opened again
+        self._file = File(path, timeout)
         self._synchronous = synchronous
-        self._timeout = timeout
-        self._lock = allocate_lock()
-        self._level = ""
-        self._owner: str | None = None
         self._keys: dict[str, int] = {}
-        _storages.add(self)
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> SQLiteStorage:
@@ -94,14 +67,9 @@ class SQLiteStorage(Journal):
             )
         return cls(path, **options)
 
-    def __del__(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-
     def close(self) -> None:
         """Close the file; the next use opens it again."""
-        with self._lock:
-            self._disconnect()
+        self._file.close()
 
     def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
         """Take a lease without waiting for the disk, or create a record and wait for it."""
@@ -125,7 +93,9 @@ class SQLiteStorage(Journal):
             return wanted, True
 
         # A power cut may undo the taking of a lease, at no harm, but not an execution once begun.
-        return self._run(take, "NORMAL") or (self._run(take_or_create, self._synchronous) if create else (None, False))
+        return self._file.run(take, "NORMAL") or (
+            self._file.run(take_or_create, self._synchronous) if create else (None, False)
+        )
 
     def commit(
         self,
@@ -152,7 +122,7 @@ class SQLiteStorage(Journal):
             if taken is not None:
                 connection.execute(sql.TAKE, (record.id, record.run, taken))
 
-        self._run(write, self._synchronous)
+        self._file.run(write, self._synchronous)
 
     def save(self, record: Record, result: Result) -> None:
         """Write a result in a transaction."""
@@ -161,7 +131,7 @@ class SQLiteStorage(Journal):
             _key_held(connection, record)
             self._insert(connection, record, result)
 
-        self._run(write, self._synchronous)
+        self._file.run(write, self._synchronous)
 
     def restart(self, record: Record, held: Record) -> None:
         """Replace a record and remove its results in one transaction."""
@@ -173,7 +143,7 @@ class SQLiteStorage(Journal):
             self._insert(connection, record, Result(sql.INPUT, "input", data=record.input))
             connection.execute("DELETE FROM sequential_signals WHERE execution = ? AND data IS NULL", (key,))
 
-        self._run(write, self._synchronous)
+        self._file.run(write, self._synchronous)
 
     def _step(self, record: Record, token: int, result: Result) -> bool:
         """Commit in a single statement, and return whether that was enough: if not, the long way tells why."""
@@ -182,9 +152,10 @@ class SQLiteStorage(Journal):
         changes = (record.run, token, record.token, record.step, record.due, record.lease, record.changed)
         # To bind `None` or bytes takes as long as ten other values: the driver looks for adapters of theirs.
         insert, failed = (sql.STEP, ()) if error is None else (sql.FAILED_STEP, (error,))
-        with self._lock:
-            connection = self._connection
-            if not usual or connection is None or self._level != self._synchronous:
+        file = self._file
+        with file.lock:
+            connection = file.connection
+            if not usual or connection is None or file.level != self._synchronous:
                 return False
             try:
                 key = self._keys.get(record.run) or self._learn_key(connection, record)
@@ -219,12 +190,12 @@ class SQLiteStorage(Journal):
                 if size >= _PAGE:
                     break
 
-        self._run(read)
+        self._file.run(read)
         return page
 
     def read(self, id: str) -> Record | None:
         """Read a record."""
-        return self._run(lambda connection: _find(connection, id))[0]
+        return self._file.run(lambda connection: _find(connection, id))[0]
 
     def due(self, now: float, limit: int) -> list[Record]:
         """List what the sweep should ring, the executions of dead processes among it."""
@@ -234,7 +205,7 @@ class SQLiteStorage(Journal):
             ripe = f"{sql.SELECT} WHERE rings > -1 AND rings <= ? ORDER BY rings LIMIT ?"
             return held, connection.execute(ripe, (now, limit)).fetchall()
 
-        held, ripe = self._run(read)
+        held, ripe = self._file.run(read)
         abandoned = [record for *fields, owner in held if (record := Record(*fields)).lease <= now or is_dead(owner)]
         return (abandoned + [Record(*fields) for *fields, _ in ripe])[:limit]
 
@@ -246,7 +217,7 @@ class SQLiteStorage(Journal):
         where = "".join(f" AND {column} = ?" for column, _ in wanted)
         statement = f"{sql.SELECT} WHERE id > ?{where} ORDER BY id LIMIT ?"
         values = (after, *(value for _, value in wanted), limit)
-        rows = self._run(lambda connection: connection.execute(statement, values).fetchall())
+        rows = self._file.run(lambda connection: connection.execute(statement, values).fetchall())
         return [Record(*fields) for *fields, _ in rows]
 
     def signal(self, id: str, name: str, data: bytes, now: float) -> tuple[Record | None, bool]:
@@ -263,11 +234,11 @@ class SQLiteStorage(Journal):
                 self._update(connection, record, record.token)
             return record, True
 
-        return self._run(write, self._synchronous)
+        return self._file.run(write, self._synchronous)
 
     def received(self, record: Record, name: str) -> bytes | None:
         """Read a signal."""
-        return self._run(lambda connection: self._pending(connection, record, name))
+        return self._file.run(lambda connection: self._pending(connection, record, name))
 
     def remove(self, id: str, held: Record | None = None) -> None:
         """Remove an execution, its results and its signals."""
@@ -282,35 +253,7 @@ class SQLiteStorage(Journal):
                 connection.execute("DELETE FROM sequential_signals WHERE execution = ?", found[:1])
                 connection.execute("DELETE FROM sequential_executions WHERE key = ?", found[:1])
 
-        self._run(write, self._synchronous)
-
-    def _run(self, work: Callable[[sqlite3.Connection], T], level: str = "") -> T:
-        """Do `work` alone on the connection; what SQLite raises then names the file and the remedy.
-
-        Args:
-            work: What to do.
-            level: Makes a transaction of it, which any exception undoes, and says whether its end waits for the
-                disk; left out, nothing is written.
-        """
-        with self._lock:
-            try:
-                connection = self._connection or self._open()
-                if not level:
-                    return work(connection)
-                if self._level != level:
-                    connection.execute(f"PRAGMA synchronous = {level}")
-                    self._level = level
-                try:
-                    connection.execute("BEGIN IMMEDIATE")
-                    done = work(connection)
-                    connection.execute("COMMIT")
-                except BaseException:
-                    if connection.in_transaction:  # SQLite itself has ended it when the disk is full
-                        connection.execute("ROLLBACK")
-                    raise
-            except (sqlite3.Error, OverflowError) as error:
-                raise _explain(self._path, error) from error
-            return done
+        self._file.run(write, self._synchronous)
 
     def _update(self, connection: sqlite3.Connection, record: Record, token: int) -> bool:
         """Write what changes of a record within a run, if the stored one has this token."""
@@ -341,78 +284,8 @@ class SQLiteStorage(Journal):
         return (*fixed, *self._changing(record))
 
     def _changing(self, record: Record) -> tuple[object, ...]:
-        owner, rings = (self._owner, -1) if record.lease else (None, record.due)
+        owner, rings = (self._file.owner, -1) if record.lease else (None, record.due)
         return (*record[6:], owner, rings)
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection, self._level = None, ""
-
-    def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False)
-        try:
-            _switch_to_wal(connection, self._timeout)
-            _create_tables(connection, self._path)
-        except BaseException:
-            connection.close()
-            raise
-        self._connection, self._level, self._owner = connection, "", describe_process()
-        return connection
-
-
-_storages: WeakSet[SQLiteStorage] = WeakSet()
-_forking: list[SQLiteStorage] = []
-
-
-def _before_fork() -> None:
-    """Close every file: SQLite's own account of its locks must not be copied into another process."""
-    for storage in list(_storages):
-        storage._lock.acquire()
-        _forking.append(storage)
-        if storage._path != _MEMORY:
-            storage._disconnect()
-
-
-def _after_fork() -> None:
-    while _forking:
-        _forking.pop()._lock.release()
-
-
-# See https://www.sqlite.org/howtocorrupt.html, section 2.6; where there is no fork, there is no need.
-getattr(os, "register_at_fork", lambda **_: None)(
-    before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
-)
-
-
-def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> None:
-    """Wait by ourselves: at this pragma SQLite gives up at once when another process does the same."""
-    deadline = monotonic() + timeout
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or monotonic() >= deadline:
-                raise
-            sleep(0.005)
-        else:
-            return
-
-
-def _create_tables(connection: sqlite3.Connection, path: str) -> None:
-    """Create the tables unless they are there; refuse those of a later version of this library."""
-    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sequential_schema'").fetchone() is None:
-        connection.executescript(f"""
-            BEGIN IMMEDIATE;
-            {sql.TABLES};
-            INSERT INTO sequential_schema SELECT {sql.SCHEMA} WHERE NOT EXISTS (SELECT * FROM sequential_schema);
-            COMMIT;
-        """)
-    (found,) = connection.execute("SELECT version FROM sequential_schema").fetchone()
-    if found > sql.SCHEMA:
-        raise StorageError(
-            f"{path}: its tables are of version {found}, this release knows {sql.SCHEMA}: upgrade sequential-flow"
-        )
 
 
 def _find(connection: sqlite3.Connection, id: str) -> tuple[Record, str | None] | tuple[None, None]:
@@ -433,9 +306,3 @@ def _remove_results(connection: sqlite3.Connection, key: int) -> None:
     """Remove all results of an execution, and its input."""
     bounds = (key << 32, (key << 32) + sql.LAST)
     connection.execute("DELETE FROM sequential_results WHERE position BETWEEN ? AND ?", bounds)
-
-
-def _explain(path: str, error: Exception) -> StorageError:
-    code = getattr(error, "sqlite_errorname", "SQLITE_TOOBIG" if isinstance(error, OverflowError) else "SQLITE_ERROR")
-    remedy = _REMEDIES.get("_".join(code.split("_")[:2]), "nothing was recorded")
-    return StorageError(f"{path}: {error} ({code}): {remedy}")

@@ -375,7 +375,7 @@ def test_closing_closes_the_other_one(tmp_path: Path) -> None:
     storage: Any = Offload(inner, MemoryStore())
     storage.claim(record(), NOW, True)
     storage.close()
-    assert inner._connection is None
+    assert inner._file.connection is None
 
 
 def test_what_cannot_be_used_is_refused() -> None:
