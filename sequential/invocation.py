@@ -147,15 +147,18 @@ class Invocation:
             the record of an execution that waits.
         """
         record, now = self._record, self._setup.clock()
+        # With so much of the lease gone, the first renewal during a call might come too late.
+        if record.lease and record.lease - now < self._setup.lease * 2 / 3 and isinstance(request, (Tool, Gather)):
+            await self._write(record := record._replace(lease=now + self._setup.lease))
         if isinstance(request, Tool):
             found = (await self._saved_ahead([request])).get(record.step) if request.once else None
-            result = found or await self._caller.call(request, await self._freshen(now))
+            result = found or await self._caller.call(request, record)
             return [result], result
         if isinstance(request, Gather):
             steps = dict(enumerate(request.tools, record.step))
             saved = await self._saved_ahead(request.tools)
             missing = {step: tool for step, tool in steps.items() if step not in saved}
-            come = await self._caller.call_together(missing, await self._freshen(now))
+            come = await self._caller.call_together(missing, record)
             saved.update((result.step, result) for result in come)
             page = [saved[step] for step in reversed(steps)]
             return page, come[-1] if come else page[0]
@@ -190,12 +193,6 @@ class Invocation:
                     saved[result.step] = result
             start = page[-1].step + 1 if page else stop
         return saved
-
-    async def _freshen(self, now: float) -> Record:
-        """Renew the lease if so much of it is gone that the first renewal during a call might come too late."""
-        if self._record.lease and self._record.lease - now < self._setup.lease * 2 / 3:
-            await self._write(self._record._replace(lease=now + self._setup.lease))
-        return self._record
 
     async def _commit(self, request: Step, page: list[Result], result: Result, deadline: float) -> Paused | None:
         """Write the result and the record, and pause if the time is up."""
