@@ -99,6 +99,10 @@ class Connections:
                     found = await settle(cursor.fetchall()) if reads else cursor.rowcount
                     if again:
                         self.idle[connection] = cursor
+                except BaseException as error:
+                    if not (self.is_async or self._pooled or isinstance(error, (psycopg.Error, StorageError))):
+                        _settle_down(connection)
+                    raise
                 finally:
                     if self._pooled:
                         await settle(self.client.putconn(connection))
@@ -120,6 +124,15 @@ class Connections:
 
     def _new_cursor(self, connection: Any) -> Any:
         return self.cursor(connection, row_factory=tuple_row)
+
+
+def _settle_down(connection: Any) -> None:
+    """Call off a statement that a signal handler has raised from, or the connection would be busy with it for ever."""
+    with connection.lock:
+        if connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            connection.cancel()
+            while connection.pgconn.get_result() is not None:
+                pass
 
 
 def _check_connection(connection: Any) -> None:

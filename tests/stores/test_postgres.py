@@ -455,6 +455,24 @@ class TestUse:
             storage.claim(Record("one", "run", lease=1.0), NOW, True)
         assert storage.read("one") is None
 
+    @pytest.mark.parametrize("is_sent", [False, True])
+    def test_a_statement_that_a_signal_handler_has_raised_from(
+        self, storage: Any, is_sent: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(statement: Generator[Any, Any, Any], *_: Any, **__: Any) -> None:
+            if is_sent:
+                next(statement)
+            raise KeyboardInterrupt
+
+        record, connection = held(storage), storage._connections.client
+        new = record._replace(token=2, step=1)
+        for act in (partial(storage.commit, new, 1, Result(0, data=b"1")), partial(storage.read, "one")):
+            with monkeypatch.context() as patch:
+                patch.setattr(connection, "wait", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    act()
+            assert storage.read("one") in ({record, new} if is_sent else {record})
+
     def test_idle_cursors_hold_neither_closed_connections_nor_large_values(
         self, postgres_server: PostgresServer, storage: Any
     ) -> None:
