@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from .codec import Codec, JSONCodec
 from .errors import StorageError, describe, message_of
+from .storage import is_number, is_whole
 
 _PLAIN, _PACKED = b"\x00", b"\x01"
 
@@ -25,11 +26,12 @@ class Compressed:
 
     Raises:
         StorageError: From ``loads``, when the bytes are not what ``dumps`` made.
+        ValueError: When `above` or `level` cannot be one.
     """
 
     def __init__(self, codec: Codec | None = None, *, above: int = 512, level: int = 6) -> None:
-        if not 1 <= level <= 9:  # noqa: PLR2004 - zlib's own numbers
-            raise ValueError(f"level= is from 1 to 9, not {level!r}")
+        if not (is_number(above) and is_whole(level, 1, 9)):
+            raise ValueError(f"above= is a number of bytes, and level= from 1 to 9: got {above=} and {level=}")
         self._codec = codec or JSONCodec()
         self._above, self._level = above, level
 

@@ -5,7 +5,7 @@ from time import time
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from .storage import Record
+from .storage import Record, is_number
 
 
 class Current(NamedTuple):
@@ -64,9 +64,16 @@ class run_until:  # noqa: N801 - it reads as a sentence: `with run_until(deadlin
         deadline: When the platform stops this function, in seconds since the epoch; ``math.inf``: never.
         margin: Seconds before that at which to pause; left out, a fifth of the time left, but at least 1 second and
             at most 10.
+
+    Raises:
+        ValueError: When one of them is not a number.
     """
 
     def __init__(self, deadline: float, margin: float | None = None) -> None:
+        if not (is_number(deadline) and (margin is None or is_number(margin))):
+            raise ValueError(
+                f"a deadline is in seconds since the epoch, and margin= in seconds: got {deadline=} and {margin=}"
+            )
         least, most = _MARGIN
         left = deadline - time()
         self._tokens: list[Token[float]] = []

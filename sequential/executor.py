@@ -29,6 +29,8 @@ from .storage import (
     Storage,
     check_id,
     is_name,
+    is_number,
+    is_whole,
     journal_for,
     new_run,
     page_of,
@@ -86,16 +88,12 @@ class FlowExecutor:
         observe: Callable[[Event], object] | None = None,
         clock: Callable[[], float] = time,
     ) -> None:
-        try:
-            fits = lease > 0 and budget >= 0
-        except TypeError:
-            fits = False
-        if not fits:
+        if not (is_number(lease) and lease > 0 and is_number(budget, 0)):
             raise ValueError(
                 f"lease= is a number of seconds above 0, and budget= one not below 0: got {lease=} and {budget=}"
             )
         hooks.check_functions(call=call, resume=resume, observe=observe, clock=clock)
-        if not isinstance(version, int) or not -(2**63) <= version < 2**63:
+        if not is_whole(version, -(2**63), 2**63 - 1):
             raise ValueError(f"version must be an int of at most 64 bits, got {version!r:.100}")
         journal = journal_for(storage)
         self._workflows = name_all(workflows)
@@ -300,7 +298,7 @@ class FlowExecutor:
         """
         self._needs_journal("fork")
         journal, source, now = self._setup.journal, await self._known(id), self._setup.clock()
-        if not 0 <= at <= source.step:
+        if not is_whole(at, 0, source.step):
             raise ValueError(f"execution {id!r} has {source.step} recorded steps, so at= is from 0 to that, not {at!r}")
         begun = (fresh_id() if new_id is None else check_id(new_id), new_run(), *source[2:6])
         wanted = Record(*begun, status="forking", changed=now)
@@ -370,7 +368,7 @@ class FlowExecutor:
             ValueError: When `older_than` is below 0.
         """
         self._needs_journal("purge")
-        if not isinstance(older_than, (int, float)) or not older_than >= 0:
+        if not is_number(older_than, 0):
             raise ValueError(f"older_than= is a number of seconds, not below 0, not {older_than!r}")
         return await upkeep.purge(self._setup, older_than)
 

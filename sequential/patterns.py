@@ -14,6 +14,7 @@ from .codec import fingerprint
 from .context import executing
 from .errors import message_of
 from .requests import Gather, Request, Tool, Version, parse, sleep, tool
+from .storage import is_number
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -336,7 +337,11 @@ class _Backoff:
         jitter: float,
         retry_on: _RetryOn,
     ) -> None:
-        if not (attempts >= 1 and delay >= 0 and factor >= 1 and max_delay >= 0 and 0 <= jitter <= 1):
+        if not (
+            all(is_number(number, 1) for number in (attempts, factor))
+            and all(is_number(seconds, 0) for seconds in (delay, max_delay))
+            and is_number(jitter, 0, 1)
+        ):
             raise ValueError(
                 f"attempts= and factor= must be at least 1, delay= and max_delay= at least 0 seconds, and jitter= from "
                 f"0 to 1, got {attempts=}, {factor=}, {delay=}, {max_delay=}, {jitter=}"

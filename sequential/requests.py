@@ -15,9 +15,9 @@ helper                             plain value                           answere
 """
 
 from functools import lru_cache
-from typing import Any, Never, TypeGuard, cast
+from typing import Any, Never, cast
 
-from .storage import is_name
+from .storage import is_name, is_number
 
 Request = dict[str, Any]
 
@@ -230,14 +230,10 @@ def _parse_other(value: dict[Any, Any]) -> Step | Version | None:
         return _SAVE
     if kind == "__version" and asked is True:
         return _VERSION
-    if kind == "__sleep" and _is_time(asked):
+    if kind == "__sleep" and is_number(asked, -_FAR, _FAR):
         return Sleep(float(asked))
     if kind == "__wait" and isinstance(asked, (list, tuple)) and len(asked) == 2:  # noqa: PLR2004 - name, timeout
         name, timeout = asked
-        if is_name(name) and (timeout is None or _is_time(timeout)):
+        if is_name(name) and (timeout is None or is_number(timeout, -_FAR, _FAR)):
             return Wait(name, None if timeout is None else float(timeout))
     return None
-
-
-def _is_time(seconds: object) -> TypeGuard[float]:
-    return isinstance(seconds, (int, float)) and -_FAR <= seconds <= _FAR

@@ -8,9 +8,10 @@ nothing of workflows.  The executor speaks only `Journal`; `journal_for` wraps a
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from functools import partial
+from math import inf
 from os import urandom
 from time import time
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeVar, cast
 
 from .codec import Codec, JSONCodec, encode
 from .errors import Fenced, InvalidId, NotEncodable, NotSupported
@@ -142,6 +143,16 @@ def is_name(name: object) -> bool:
     return (
         isinstance(name, str) and 0 < len(name) <= _LONGEST and _CHARACTERS.issuperset(name) and name not in {".", ".."}
     )
+
+
+def is_number(value: object, least: float = -inf, most: float = inf) -> TypeGuard[float]:
+    """Whether `value` is an int or a float, and from `least` to `most`."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+
+
+def is_whole(value: object, least: float = -inf, most: float = inf) -> TypeGuard[int]:
+    """Whether `value` is an int, and from `least` to `most`."""
+    return isinstance(value, int) and is_number(value, least, most)
 
 
 def check_id(id: object) -> str:

@@ -7,6 +7,7 @@ from logging import getLogger
 
 from .errors import NotSupported
 from .executor import FlowExecutor
+from .storage import is_number
 from .upkeep import check_limit
 
 _BEGINNING = 1.0
@@ -25,7 +26,7 @@ async def sweep_forever(flow: FlowExecutor, every: float = 60.0, limit: int = 10
         NotSupported: On a storage of five methods.
         ValueError: When `every` or `limit` is out of range.
     """
-    if not every > 0:
+    if not (is_number(every) and every > 0):
         raise ValueError(f"every= is a number of seconds above 0, not {every!r}")
     check_limit(limit)  # now, because no error of a sweep ends this
     await sleep(min(every, _BEGINNING))

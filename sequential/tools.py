@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 from .blocking import is_async, usable_loop
 from .errors import UnknownTool
 from .requests import parse, tool
+from .storage import is_number
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -100,7 +101,7 @@ class Tools:
                 f"a tool's category and name are texts that UTF-8 can encode, not {category!r:.100} and "
                 f"{name!r:.100}: write @tools.add('category') or @tools.add('category', name='name')"
             )
-        if timeout is not None and not 0 < timeout <= TIMEOUT_MAX:
+        if timeout is not None and not (is_number(timeout, 0, TIMEOUT_MAX) and timeout > 0):
             raise ValueError(
                 f"the timeout of a tool must be above 0 seconds, and at most {TIMEOUT_MAX:g}, not {timeout!r:.100}: "
                 f"leave it out for none"

@@ -7,7 +7,7 @@ from .codec import fingerprint
 from .context import ends_at
 from .errors import Fenced, StorageError
 from .setup import GRACE, Setup
-from .storage import CLOSED, Record, settle
+from .storage import CLOSED, Record, is_whole, settle
 
 LONGEST_WAIT = 3600.0
 """Seconds that the sweep waits at most before it rings the same execution again."""
@@ -78,7 +78,7 @@ async def purge(setup: Setup, older_than: float) -> list[str]:
 
 def check_limit(limit: int) -> int:
     """Return `limit` if a page can be that long."""
-    if not 0 < limit < 2**31:
+    if not is_whole(limit, 1, 2**31 - 1):
         raise ValueError(f"limit= is a number of executions from 1 to {2**31 - 1:,}, not {limit!r}")
     return limit
 

@@ -19,6 +19,16 @@ Workflow = Callable[..., Generator[Any, Any, T]]
 _VARARGS, _GENERATOR, _ASYNC_GENERATOR = 0x04, 0x20, 0x200
 
 
+_FORMS = {
+    "__tool": "tool(category, name, input) with texts for category and name",
+    "__save": "save()",
+    "__sleep": "sleep(seconds) with a number of at most 1e12",
+    "__wait": "wait(name, timeout) with a name of letters, digits and _ . : @ ~ -, and a number of seconds or None",
+    "__version": "version()",
+}
+"""How each request is written, by the key of its plain value."""
+
+
 class Raised:
     """The workflow's end by an exception."""
 
@@ -145,6 +155,8 @@ def name_all(workflows: Iterable[Workflow[Any]]) -> dict[str, Workflow[Any]]:
     """
     if callable(workflows):
         raise InvalidWorkflow(f"workflows= takes several: write workflows=[{check(workflows)}]")
+    if not isinstance(workflows, Iterable):
+        raise InvalidWorkflow(f"workflows= is a list of generator functions, not {workflows!r:.100}")
     named: dict[str, Workflow[Any]] = {}
     for workflow in workflows:
         name = check(workflow)
@@ -177,11 +189,8 @@ def _describe(yielded: object, generator: Generator[Any, Any, Any]) -> str:
     while isinstance(inner.gi_yieldfrom, GeneratorType):
         inner = inner.gi_yieldfrom
     place = f"{inner.gi_code.co_filename}:{inner.gi_frame.f_lineno}"
-    allowed = (
-        "tool(category, name, input) with texts for category and name, a list of nothing but tool(...), "
-        "save(), sleep(seconds), wait(name, timeout) with a name of letters, digits and _ . : @ ~ -, or version()"
-    )
-    remedy = f"yield {allowed}"
+    meant = [form for key, form in _FORMS.items() if isinstance(yielded, dict) and key in yielded]
+    remedy = f"yield {'; or '.join(meant or [*_FORMS.values(), 'a list of nothing but tool(...)'])}"
     if isinstance(yielded, GeneratorType) and yielded.__name__ == "<genexpr>":
         remedy = "yield a list: write [...] instead of (...)"
     elif isinstance(yielded, GeneratorType):

@@ -98,7 +98,7 @@ def test_what_the_inner_codec_refuses() -> None:
             FlowExecutor(MemoryStorage(codec=codec)).start_sync(workflow, math.nan)
 
 
-@pytest.mark.parametrize("level", [0, 10])
-def test_levels_that_zlib_does_not_know(level: int) -> None:
-    with pytest.raises(ValueError, match="level= is from 1 to 9"):
-        Compressed(JSONCodec(), level=level)
+@pytest.mark.parametrize("wrong", [{"level": 0}, {"level": 10}, {"level": "6"}, {"level": 6.5}, {"above": "512"}])
+def test_what_does_not_say_how_to_compress(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="above= is a number of bytes, and level= from 1 to 9: got above="):
+        Compressed(JSONCodec(), **wrong)

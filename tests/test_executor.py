@@ -436,6 +436,20 @@ def test_an_invocation_ends_a_margin_before_the_platform_does() -> None:
         assert short.execute_sync(five, "short") == {"paused": "short", "step": 1}
 
 
+@pytest.mark.parametrize("wrong", [("in a minute",), (1e9, "1"), (math.nan,)])
+def test_a_deadline_that_is_no_time_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"a deadline is in seconds since the epoch, and margin= in seconds: got dead"):
+        run_until(*wrong)
+
+
+@pytest.mark.parametrize("wrong", ["5", None, math.nan])
+def test_a_clock_that_cannot_be_advanced_so_stands_still(wrong: Any) -> None:
+    clock = FakeClock(5)
+    with pytest.raises(ValueError, match=f"time passes by a number of seconds, not {wrong!r}"):
+        clock.advance(wrong)
+    assert clock() == 5
+
+
 @pytest.mark.parametrize(("left", "margin"), [(3.0, 1.0), (30.0, 6.0), (900.0, 10.0), (-1.0, 1.0)])
 def test_the_margin_is_a_part_of_the_time_that_is_left(left: float, margin: float) -> None:
     deadline = time.time() + left
@@ -1056,9 +1070,7 @@ def test_a_wrong_yield_is_told_with_its_place() -> None:
     line = sub.__code__.co_firstlineno + 1
     assert str(caught.value) == (
         f"test_a_wrong_yield_is_told_with_its_place.<locals>.sub yielded {{'__tool': ['api', 'user']}} "
-        f"({__file__}:{line}), which is not a request: yield tool(category, name, input) with texts for category "
-        f"and name, a list of nothing but tool(...), save(), sleep(seconds), wait(name, timeout) with a name of letters, "
-        f"digits and _ . : @ ~ -, or version()"
+        f"({__file__}:{line}), which is not a request: yield tool(category, name, input) with texts for category and name"
     )
     status = flow.status_sync("y")
     assert status is not None
@@ -1077,7 +1089,7 @@ def test_what_is_not_a_request_is_refused(wrong: Any) -> None:
     def yields() -> Flow:
         yield wrong
 
-    with pytest.raises(InvalidYield, match="which is not a request"):
+    with pytest.raises(InvalidYield, match=r"which is not a request: yield [a-z]"):
         FlowExecutor(MemoryStorage(), call=echo).execute_sync(yields)
 
 
@@ -1094,6 +1106,12 @@ def test_frequent_mistakes_are_told_with_their_remedy() -> None:
     def yields_again() -> Flow:
         yield {"__again": {}}
 
+    def yields_an_odd_sleep() -> Flow:
+        yield {"__sleep": "5"}
+
+    def yields_a_number() -> Flow:
+        yield 5
+
     def yields_a_generator_of_calls() -> Flow:
         yield (tool("a", "b") for _ in range(2))
 
@@ -1102,6 +1120,15 @@ def test_frequent_mistakes_are_told_with_their_remedy() -> None:
         (without_from, "write `yield from` before sub(...), which is a generator"),
         (too_much_from, "write `yield` instead of `yield from` before a request"),
         (yields_again, "write `return again(input)`"),
+        (yields_an_odd_sleep, "yield sleep(seconds) with a number of at most 1e12"),
+        (
+            yields_a_number,
+            (
+                "yield tool(category, name, input) with texts for category and name; or save(); or sleep(seconds) with "
+                "a number of at most 1e12; or wait(name, timeout) with a name of letters, digits and _ . : @ ~ -, and "
+                "a number of seconds or None; or version(); or a list of nothing but tool(...)"
+            ),
+        ),
     ]:
         with pytest.raises(InvalidYield) as caught:
             FlowExecutor(MemoryStorage(), call=echo).execute_sync(workflow)

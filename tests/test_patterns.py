@@ -250,7 +250,7 @@ def test_retry_on_says_which_errors_are_worth_it(retry_on: Any, message: Any, ag
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"attempts": 0}, {"delay": -1}, {"factor": 0.5}, {"max_delay": -1.0}, {"jitter": 1.5}, {"jitter": -0.1}, {"delay": math.nan}]
+    "wrong", [{"attempts": 0}, {"delay": -1}, {"factor": 0.5}, {"max_delay": -1.0}, {"jitter": 1.5}, {"jitter": -0.1}, {"delay": math.nan}, {"attempts": "3"}]
 )  # fmt: skip
 def test_retry_and_saga_refuse_numbers_out_of_range(wrong: Any) -> None:
     error, trace = driven(retry(tool("api", "x"), **wrong), fails())

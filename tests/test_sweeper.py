@@ -207,6 +207,12 @@ def test_a_store_that_is_away_ends_one_sweep_and_not_the_service(caplog: pytest.
     assert caplog.messages == ["the sweep failed, and is tried again in 0.01 seconds"] * 2
 
 
+@pytest.mark.parametrize("every", [0, "60", None])
+def test_a_sweep_that_is_never_due(every: Any) -> None:
+    with pytest.raises(ValueError, match=f"every= is a number of seconds above 0, not {every!r}"):
+        asyncio.run(sweep_forever(FlowExecutor(MemoryStorage()), every))
+
+
 def test_a_backlog_does_not_hold_up_the_loop_and_a_deadline_ends_a_sweep() -> None:
     rung: list[str] = []
     storage, clock = MemoryStorage(), FakeClock()

@@ -184,7 +184,7 @@ def test_what_cannot_be_a_tool_is_refused_with_the_remedy() -> None:
         assert wrong(tools, "api", nameless) == (
             f"ValueError: {nameless!r:.100} has no name to be called by: tools.add('api', ..., name=) gives it one"
         )
-    for timeout in (0, -1.0, math.nan, math.inf):
+    for timeout in (0, -1.0, math.nan, math.inf, "3"):
         assert wrong(tools, "api", timeout=timeout) == (
             f"ValueError: the timeout of a tool must be above 0 seconds, and at most {threading.TIMEOUT_MAX:g}, not "
             f"{timeout!r}: leave it out for none"

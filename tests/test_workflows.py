@@ -142,5 +142,8 @@ def test_what_is_no_storage_is_refused() -> None:
 
 
 def test_one_workflow_in_place_of_a_list_is_refused() -> None:
+    none: Any = None
+    with pytest.raises(InvalidWorkflow, match="workflows= is a list of generator functions, not None"):
+        FlowExecutor(MemoryStorage(), workflows=none)
     with pytest.raises(InvalidWorkflow, match=r"workflows= takes several: write workflows=\[good\]"):
         FlowExecutor(MemoryStorage(), workflows=good)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 from ..blocking import usable_loop
 from ..context import current
 from ..errors import CallbackFailed
-from ..storage import Maybe, check_id, then
+from ..storage import Maybe, check_id, is_number, is_whole, then
 from .callback import Callback, hops
 from .signing import Secret, Signer
 from .threads import in_thread
@@ -89,9 +89,9 @@ class HttpResume:
                 "HttpResume needs secret=, the one that the handler checks (sequential.http.new_secret() makes one), "
                 "or else insecure=True, if something before the handler checks who rings: one of the two"
             )
-        if not (ack_timeout > 0 and connect_timeout > 0):
+        if not all(is_number(seconds) and seconds > 0 for seconds in (ack_timeout, connect_timeout)):
             raise ValueError(f"{ack_timeout=} and {connect_timeout=} must be above 0 seconds")
-        if hop_limit is not None and hop_limit < 1:
+        if not (hop_limit is None or is_whole(hop_limit, 1)):
             raise ValueError(f"hop_limit= is at least 1, or None, not {hop_limit!r}")
         self._url = _checked(url, plain=post is not None)
         self._signer = None if secret is None else Signer(secret)

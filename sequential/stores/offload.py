@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..blocking import is_async, usable_loop
 from ..errors import Fenced
-from ..storage import Journal, Record, Result, settle
+from ..storage import Journal, Record, Result, is_number, settle
 from .bucket import Bucket, Kept, check_missing, nonce
 from .clients import ClientJournal, Recent, plain_or_async
 
@@ -51,7 +51,7 @@ class Offload(ClientJournal):
     ) -> None:
         if not isinstance(storage, Journal):
             raise TypeError(f"Offload needs a Journal to keep the rest, such as PostgresStorage: not {storage!r:.100}")
-        if above < 0:
+        if not is_number(above, 0):
             raise ValueError(f"above= is a number of bytes, 0 or more: not {above!r}")
         super().__init__(storage.codec)
         self._inner = storage

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..storage import is_number
+
 
 class FakeClock:
     """Time that moves only when told to, for ``FlowExecutor(..., clock=FakeClock())``.
@@ -22,5 +24,10 @@ class FakeClock:
 
         Args:
             seconds: How much.
+
+        Raises:
+            ValueError: When it is not a number.
         """
+        if not is_number(seconds):
+            raise ValueError(f"time passes by a number of seconds, not {seconds!r}")
         self.now += seconds

@@ -316,7 +316,8 @@ def test_https_and_this_host_are_good(url: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {}, {"secret": SECRET, "insecure": True}, {"secret": SECRET, "ack_timeout": 0}, {"secret": SECRET, "hop_limit": 0},
+        {}, {"secret": SECRET, "insecure": True}, {"secret": SECRET, "ack_timeout": 0}, {"secret": SECRET, "connect_timeout": "3"}, {"secret": SECRET, "hop_limit": 0},
+        {"secret": SECRET, "hop_limit": "4"},
         {"secret": SECRET, "connect_timeout": -1}, {"secret": SECRET, "ack_timeout": float("nan")},
     ],
 )  # fmt: skip

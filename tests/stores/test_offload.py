@@ -382,8 +382,10 @@ def test_what_cannot_be_used_is_refused() -> None:
     plain: Any = PlainStorage()
     with pytest.raises(TypeError, match=r"^Offload needs a Journal to keep the rest, such as .*: not <.*PlainStorage"):
         Offload(plain, MemoryStore())
-    with pytest.raises(ValueError, match=r"^above= is a number of bytes, 0 or more: not -1$"):
-        Offload(MemoryStorage(), MemoryStore(), above=-1)
+    sizes: list[Any] = [-1, "256"]
+    for above in sizes:
+        with pytest.raises(ValueError, match=rf"^above= is a number of bytes, 0 or more: not {above!r}$"):
+            Offload(MemoryStorage(), MemoryStore(), above=above)
     with pytest.raises(ValueError, match=r"^prefix= is empty, or names"):
         Offload(MemoryStorage(), MemoryStore(), prefix="large")
     assert isinstance(Offload(MemoryStorage(), MemoryStore(), prefix=""), ClientJournal)
