@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from functools import partial
-from io import BytesIO
+from collections.abc import Sequence
 from math import inf
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..codec import Codec
-from ..errors import Fenced, InvalidId, InvalidName, StorageError
+from ..errors import Fenced, InvalidName, StorageError
 from ..storage import CLOSED, Record, Result, is_name, new_run, refuses, settle
 from . import firestore_documents as docs
-from .clients import ClientJournal, Recent, extra, plain_or_async
-from .firestore_documents import ABSENT, Fields, Stored, Value, Write
-from .firestore_requests import TOGETHER, Requests
+from .clients import ClientJournal, extra, plain_or_async
+from .firestore_documents import ABSENT, Fields, Stored
+from .firestore_executions import Executions
+from .firestore_requests import Requests
+from .firestore_values import Value, Values
 
 with extra("firestore"):
     from google.cloud.firestore import AsyncClient, Client, FieldFilter
 
-_PAGE = 1 << 20
-"""Bytes after which a page of results ends."""
-
 _ATTEMPTS = 100
 """How often a change is tried while others change the same execution: each time one of them has succeeded."""
-
-_KNOWN = 1000
-"""Records of which the last version is remembered, so that a commit need not read it first."""
 
 
 class FirestoreStorage(ClientJournal):
@@ -85,9 +78,9 @@ class FirestoreStorage(ClientJournal):
             raise ValueError(f"ttl= is in seconds, and above 0: not {ttl!r} (leave it out to keep executions for ever)")
         self._client: Any = client
         self._records: Any = self._client.collection(collection)
-        self._ttl = ttl
         self._requests = Requests(client, timeout)
-        self._known = Recent[Stored](_KNOWN)
+        self._values = Values(self._records, self._requests)
+        self._executions = Executions(self._records, ttl, self._requests, self._values)
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> FirestoreStorage:
@@ -124,12 +117,12 @@ class FirestoreStorage(ClientJournal):
         """Take a lease, or create a record."""
         nonce = new_run()
         for _ in range(_ATTEMPTS):
-            stored, record = await self._load(wanted.id)
+            stored, record = await self._executions.load(wanted.id)
             if record is None:
                 if not create:
                     return None, False
                 record, changes = wanted, docs.fields_of(wanted) | {"pending": []}
-                value = self._large_input(wanted)  # not that of an attempt before, which may have been removed
+                value = self._values.of_input(wanted)  # not that of an attempt before, which may have been removed
             elif stored.fields["claim"] == nonce:  # the answer was lost, and Google's client has asked again
                 return record, True
             elif record.lease > now or refuses(record, wanted, create):
@@ -137,54 +130,55 @@ class FirestoreStorage(ClientJournal):
             else:
                 record = record._replace(token=record.token + 1, lease=wanted.lease)
                 changes, value = docs.changing(record), None
-            if await self._put(wanted.id, stored, changes | {"claim": nonce}, value):
+            if await self._executions.put(wanted.id, stored, changes | {"claim": nonce}, value):
                 return record, True
-            await self._abandon(value)
+            await self._values.abandon(value)
         raise _refused(wanted.id)
 
     async def _commit(
         self, record: Record, token: int, result: Result | None, absent: str | None, taken: str | None
     ) -> None:
-        value = None if result is None else self._result(record, result)
+        value = None if result is None else self._values.of_result(record, result)
         await self._change(record._replace(token=token), docs.changing(record), value, absent=absent, taken=taken)
 
     @plain_or_async
     async def save(self, record: Record, result: Result) -> None:
         """Write a result."""
-        await self._change(record, {}, self._result(record, result))
+        await self._change(record, {}, self._values.of_result(record, result))
 
     async def _restart(self, record: Record, held: Record) -> None:
-        gone = await self._all_of(held.id, "steps")
-        await self._change(held, docs.fields_of(record), self._large_input(record), gone)
+        gone = await self._values.all_of(held.id, "steps")
+        await self._change(held, docs.fields_of(record), self._values.of_input(record), gone)
 
     @plain_or_async
     async def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:  # noqa: ARG002
         """Read a page of results."""
         keys = (docs.step_key(record.run, start), docs.step_key(record.run, stop))
-        page = await self._read_values(self._below(record.id, "steps"), *keys)
+        page = await self._values.read(record.id, "steps", *keys)
         return [Result(*(fields[name] for name in Result._fields)) for fields in page]
 
     @plain_or_async
     async def read(self, id: str) -> Record | None:
         """Read a record."""
-        return (await self._load(id))[1]
+        return (await self._executions.load(id))[1]
 
     @plain_or_async
     async def due(self, now: float, limit: int) -> list[Record]:
         """List what the sweep should ring."""
-        return await self._list(self._records.where(filter=FieldFilter("rings", "<=", now)).order_by("rings"), limit)
+        query = self._records.where(filter=FieldFilter("rings", "<=", now)).order_by("rings")
+        return await self._executions.find(query, limit)
 
     @plain_or_async
     async def find(
         self, after: str, limit: int, status: str | None = None, workflow: str | None = None
     ) -> list[Record]:
         """List records."""
-        query = self._records.order_by("__name__").start_after({"__name__": self._document(after)})
+        query = self._records.order_by("__name__").start_after({"__name__": docs.document(self._records, after)})
         query = query.end_before({"__name__": self._records.document("x.")})
         for field, value in (("status", status), ("workflow", workflow)):
             if value is not None:
                 query = query.where(filter=FieldFilter(field, "==", value))
-        return await self._list(query, limit)
+        return await self._executions.find(query, limit)
 
     @plain_or_async
     async def signal(self, id: str, name: str, data: bytes, now: float) -> tuple[Record | None, bool]:
@@ -193,28 +187,22 @@ class FirestoreStorage(ClientJournal):
             raise InvalidName(name)
         sent, run, value = set[str](), None, None
         for _ in range(_ATTEMPTS):
-            stored, record = await self._load(id)
+            stored, record = await self._executions.load(id)
             pending = docs.pending(stored.fields)
             if sent & {stored.fields.get("signal"), *pending.values()}:  # Google's client has asked again, as in claim
                 return record, True
             if record is None or record.status in CLOSED or name in pending or name in stored.fields["closed"]:
-                await self._abandon(value)
+                await self._values.abandon(value)
                 return record, False
             if value is None or record.run != run:  # what lay below another run may have been removed
-                await self._abandon(value)
-                run, key = record.run, new_run()
-                value = Value(self._below(id, "signals").document(key), {"name": name, "data": data}, key, set())
-            entry = docs.entry_of(value)
+                await self._values.abandon(value)
+                run, value = record.run, self._values.of_signal(id, name, data)
+            entry = docs.entry_of(name, value.stem, len(value.parts))
             sent.add(entry)
-            if not docs.has_room(stored.fields, entry):
-                raise StorageError(
-                    f"Firestore: the signals of execution {id!r} fill its document, and this one was not recorded: let "
-                    f"it take those that wait, or forget those it took by again()"
-                )
+            signals = docs.add(stored.fields, entry, id)
             if record.waits == name and not record.lease:
                 record = record._replace(due=now)
-            changes = docs.changing(record) | {"pending": [*pending.values(), entry], "signal": entry}
-            if await self._put(id, stored, changes, value):
+            if await self._executions.put(id, stored, docs.changing(record) | signals, value):
                 return record, True
         raise _refused(id)
 
@@ -222,9 +210,9 @@ class FirestoreStorage(ClientJournal):
     async def received(self, record: Record, name: str) -> bytes | None:
         """Read a signal."""
         for is_known in (True, False):  # what is remembered may be outdated
-            stored = (self._known.get(record.id) or ABSENT) if is_known else await self._get(record.id)
+            stored = self._executions.known(record.id) if is_known else await self._executions.get(record.id)
             if entry := docs.pending(stored.fields).get(name):
-                data = await self._read_value(record.id, "signals", docs.keys_of(entry)[0])
+                data = await self._values.read_one(record.id, "signals", docs.keys_of(entry)[0])
                 if data is not None:
                     return data
         return None
@@ -235,18 +223,18 @@ class FirestoreStorage(ClientJournal):
         def fits(stored: Stored) -> bool:
             return stored.time is not None if held is None else docs.is_held(stored, held)
 
-        stored, repeated = self._known.get(id) or ABSENT, False
+        stored, repeated = self._executions.known(id), False
         for _ in range(_ATTEMPTS):
             # What is there before the record is removed, or seen to be absent, no later one can come to use.
-            below = [*await self._all_of(id, "steps"), *await self._all_of(id, "signals")]
+            below = [*await self._values.all_of(id, "steps"), *await self._values.all_of(id, "signals")]
             if not fits(stored):
-                stored = await self._get(id)
+                stored = await self._executions.get(id)
             if stored.time is None and (held is None or repeated):  # it is gone, and it may be we who did it
                 await self._requests.send_each(below, docs.removal)
                 return
             if held is not None and not fits(stored):
                 raise Fenced(id, held.token)
-            done = await self._apply(id, stored, None, gone=below)
+            done = await self._executions.apply(id, stored, None, gone=below)
             if done:
                 return
             stored, repeated = ABSENT, repeated or done is None
@@ -263,179 +251,19 @@ class FirestoreStorage(ClientJournal):
         taken: str | None = None,
     ) -> None:
         """Write changes and a value, and remove documents, as long as the record is held."""
-        stored = self._known.get(held.id) or ABSENT
+        stored = self._executions.known(held.id)
         for _ in range(_ATTEMPTS):
             if not docs.is_held(stored, held, absent):
-                stored = await self._get(held.id)
+                stored = await self._executions.get(held.id)
             if not docs.is_held(stored, held, absent):
-                await self._abandon(value)
+                await self._values.abandon(value)
                 raise Fenced(held.id, held.token)
             names, entries = docs.take(stored.fields, absent, taken)
-            doomed = [*gone, *self._signal_documents(held.id, entries)]
-            if await self._put(held.id, stored, names | changes, value, doomed):
+            doomed = [*gone, *self._values.signal_documents(held.id, entries)]
+            if await self._executions.put(held.id, stored, names | changes, value, doomed):
                 return
             stored = ABSENT
         raise _refused(held.id)
-
-    async def _put(
-        self, id: str, stored: Stored, changes: Fields, value: Value | None = None, gone: Sequence[Any] = ()
-    ) -> bool:
-        """Write a record that is still as it was read, and a value with it; tell whether it was."""
-        old, lives = stored.fields, None
-        if value is not None and stored.time is None and docs.parts_of(value):  # so that a removal is noticed
-            await self._apply(id, stored, docs.RESERVED)
-            return False
-        if self._ttl is not None:
-            expires = docs.expires_at(old | changes, self._ttl)
-            until, lives = old.get("until", 0.0), old.get("promised", 0.0)
-            if expires > lives:
-                lives = expires + self._ttl
-                if old:  # who writes a document from now on must know of this, before the older ones can follow
-                    await self._apply(id, stored, {"promised": lives})
-                    return False
-            if expires > until:
-                until = lives
-                renew = partial(docs.renewal, lives=until)
-                if not await self._requests.send_each(await self._belongings(id, old), renew):
-                    return False
-            changes = changes | docs.expiring(expires) | {"until": until, "promised": lives}
-        if value is None:
-            return bool(await self._apply(id, stored, changes, gone=gone))
-        if lives not in value.written:
-            await self._requests.send_all(docs.parts_to_write(value, lives), TOGETHER)
-            value.written.add(lives)
-        return bool(await self._apply(id, stored, changes, docs.head_of(value, lives), gone=gone))
-
-    async def _abandon(self, value: Value | None) -> None:
-        """Remove the parts of a value that was refused, unless it was written after all."""
-        if value is not None and value.written and (parts := docs.parts_of(value)):
-            with suppress(StorageError):
-                head = await self._requests.ask(value.document.get)
-                if (head.to_dict() or {}).get("parts") != value.stem:
-                    await self._requests.send_each(parts, docs.removal)
-
-    async def _apply(
-        self, id: str, stored: Stored, changes: Fields | None, *others: Write, gone: Sequence[Any] = ()
-    ) -> list[Any] | None:
-        """Do all this in one request if the record is still as it was read, or else nothing.
-
-        Args:
-            id: Whose record.
-            stored: The record as it was read.
-            changes: What to write of it; ``None`` removes it.
-            others: What else to do.
-            gone: Documents that nobody reads afterwards; more than one request can hold are removed after it.
-
-        Returns:
-            As `Requests.send`.
-        """
-        unchanged = None if stored.time is None else self._client.write_option(last_update_time=stored.time)
-        write = docs.write_of(self._document(id), stored, changes, unchanged)
-        along = TOGETHER - 2  # besides the record and a value
-        done = await self._requests.send([write, *others, *map(docs.removal, gone[:along])])
-        self._known.put(id, None)
-        if done:
-            if changes is not None:
-                self._remember(id, Stored(done[0].update_time, stored.fields | changes))
-            with suppress(StorageError):
-                await self._requests.send_each(gone[along:], docs.removal)
-        return done
-
-    async def _get(self, id: str) -> Stored:
-        """Read a record's document."""
-        found = docs.stored(await self._requests.ask(self._document(id).get))
-        self._remember(id, found)
-        return found
-
-    def _remember(self, id: str, stored: Stored) -> None:
-        fields = {name: value for name, value in stored.fields.items() if name != "input"}
-        self._known.put(id, Stored(stored.time, fields))
-
-    async def _load(self, id: str) -> tuple[Stored, Record | None]:
-        """Read a record with its input."""
-        seen = None
-        while (stored := await self._get(id)).fields:
-            record = await self._record(id, stored)
-            if record is not None:
-                return stored, record
-            if stored.time == seen:
-                raise StorageError(f"Firestore: the input of execution {id!r} is missing: delete({id!r})")
-            seen = stored.time
-        return stored, None
-
-    async def _record(self, id: str, stored: Stored) -> Record | None:
-        """Return the record of a document; none if that has expired, or its input was removed in the meantime."""
-        fields, input = stored.fields, stored.fields.get("input")
-        if fields and input is None:
-            input = await self._read_value(id, "steps", docs.step_key(fields["run"], docs.INPUT))
-        return None if input is None else Record(id, *({**fields, "input": input}[name] for name in Record._fields[1:]))
-
-    async def _list(self, query: Any, limit: int) -> list[Record]:
-        """Return up to `limit` records of a query that are there and have not expired."""
-        found = list[Record]()
-        while True:
-            page = await self._requests.ask(query.limit(limit).get)
-            for each in page:
-                if docs.is_execution(each) and (record := await self._record(each.id[2:], docs.stored(each))):
-                    found.append(record)
-            if len(page) < limit or len(found) >= limit:
-                return found[:limit]
-            query = query.start_after(page[-1])
-
-    async def _read_value(self, id: str, name: str, key: str) -> bytes | None:
-        """Return the data of one document, if it is there."""
-        page = await self._read_values(self._below(id, name), key, f"{key}!")
-        return page[0]["data"] if page else None
-
-    async def _read_values(self, collection: Any, start: str, stop: str) -> list[Fields]:
-        """Return values in full: the first there is, and more as long as their size stays moderate."""
-        page, room, whole = list[Fields](), _PAGE, BytesIO()
-
-        def take(found: Any) -> bool:
-            nonlocal room
-            page.append(found.to_dict())
-            room -= len(page[-1]["data"])
-            return room > 0 and "parts" not in page[-1]
-
-        await self._requests.stream(docs.between(collection, start, stop), take)
-        if not page or "parts" not in page[-1]:
-            return page
-        *small, large = page
-        if small:
-            return small
-        stem = large["parts"]
-        parts = docs.between(collection, f"{stem}-", f"{stem}.")
-        await self._requests.stream(parts, lambda part: whole.write(part.get("data")))
-        return [large | {"data": whole.getvalue()}] if whole.tell() == large["size"] else []
-
-    async def _all_of(self, id: str, name: str, start: str = "!", stop: str = "~~") -> list[Any]:
-        """Return the documents in a collection below a record."""
-        return await self._requests.find(docs.between(self._below(id, name), start, stop))
-
-    async def _belongings(self, id: str, fields: Fields) -> list[Any]:
-        """Return all that belongs to an execution."""
-        results = await self._all_of(id, "steps", f"{fields['run']}-", f"{fields['run']}.") if fields else []
-        return results + self._signal_documents(id, fields.get("pending", ()))
-
-    def _signal_documents(self, id: str, entries: Iterable[str]) -> list[Any]:
-        signals = self._below(id, "signals")
-        return [signals.document(key) for entry in entries for key in docs.keys_of(entry)]
-
-    def _document(self, id: str) -> Any:
-        if "/" in id:
-            raise InvalidId(id)
-        return self._records.document(f"x-{id}")  # names like __this__ are not allowed
-
-    def _below(self, id: str, name: str) -> Any:
-        return self._document(id).collection(name)
-
-    def _result(self, record: Record, result: Result) -> Value:
-        document = self._below(record.id, "steps").document(docs.step_key(record.run, result.step))
-        return Value(document, result._asdict(), f"{record.run}-p{new_run()}", set())
-
-    def _large_input(self, record: Record) -> Value | None:
-        large = Result(docs.INPUT, "input", data=record.input)
-        return self._result(record, large) if len(record.input) > docs.INLINE else None
 
 
 def _refused(id: str) -> StorageError:

@@ -13,18 +13,18 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from math import ceil
 from operator import methodcaller
 from time import time
 from typing import Any, NamedTuple, TypeAlias
 
-from ..errors import StorageError
+from ..errors import InvalidId, StorageError
 from ..storage import Record
-from .clients import extra, split
+from .clients import extra
 
 with extra("firestore"):
     from google.api_core import exceptions
     from google.auth.exceptions import GoogleAuthError
+    from google.cloud.firestore import LastUpdateOption
 
 Fields: TypeAlias = dict[str, Any]
 Write: TypeAlias = Callable[[Any], Any]
@@ -32,9 +32,6 @@ Write: TypeAlias = Callable[[Any], Any]
 
 SCHEMA = 1
 """The version of the documents; newer ones are refused."""
-
-PART = 900_000
-"""Bytes of data in one document: with all else in it below the limit of 1 MiB."""
 
 INPUT = -1
 """The step under which a large input is kept."""
@@ -92,14 +89,15 @@ class Stored(NamedTuple):
 ABSENT = Stored(None, {})
 
 
-class Value(NamedTuple):
-    """What is written with a record, in parts when it is too large for one document."""
+def document(records: Any, id: str) -> Any:
+    """Return the document of an execution.
 
-    document: Any
-    fields: Fields
-    stem: str
-    written: set[float | None]
-    """Until when those parts of it live that were written."""
+    Raises:
+        InvalidId: When it can have none.
+    """
+    if "/" in id:
+        raise InvalidId(id)
+    return records.document(f"x-{id}")  # names like __this__ are not allowed
 
 
 def changing(record: Record) -> Fields:
@@ -148,9 +146,9 @@ def pending(fields: Fields) -> dict[str, str]:
     return {entry.split()[0]: entry for entry in fields.get("pending", ())}
 
 
-def entry_of(value: Value) -> str:
+def entry_of(name: str, key: str, count: int) -> str:
     """Return what a record says of a signal: its name, its document and how many parts that has."""
-    return f"{value.fields['name']} {value.stem} {len(parts_of(value))}"
+    return f"{name} {key} {count}"
 
 
 def keys_of(entry: str) -> list[str]:
@@ -159,9 +157,19 @@ def keys_of(entry: str) -> list[str]:
     return [key, *(part_key(key, number) for number in range(int(count)))]
 
 
-def has_room(fields: Fields, entry: str) -> bool:
-    """Whether a record's document may take the entry of one more signal."""
-    return sum(len(each) + 1 for each in (*fields["pending"], *fields["closed"], entry)) <= NAMES
+def add(fields: Fields, entry: str, id: str) -> Fields:
+    """Return a record's signals after one was sent.
+
+    Raises:
+        StorageError: When its document has no room for one more.
+    """
+    waits = [*fields["pending"], entry]
+    if sum(len(each) + 1 for each in (*waits, *fields["closed"])) > NAMES:
+        raise StorageError(
+            f"Firestore: the signals of execution {id!r} fill its document, and this one was not recorded: let it take "
+            f"those that wait, or forget those it took by again()"
+        )
+    return {"pending": waits, "signal": entry}
 
 
 def take(fields: Fields, absent: str | None, taken: str | None) -> tuple[Fields, list[str]]:
@@ -197,35 +205,16 @@ def expiring(seconds: float | None) -> Fields:
     return {} if seconds is None else {"expires": datetime.fromtimestamp(min(seconds, _LATEST), UTC)}
 
 
-def write_of(document: Any, stored: Stored, changes: Fields | None, unchanged: Any) -> Write:
-    """Return how to create, change or remove (``None``) a record's document, if the precondition `unchanged` holds."""
+def write_of(document: Any, stored: Stored, changes: Fields | None) -> Write:
+    """Return how to create, change or remove (``None``) a record's document, as long as it is as it was read."""
+    if stored.time is None:
+        return methodcaller("create", document, changes)
+    unchanged = LastUpdateOption(stored.time)
     if changes is None:
         return methodcaller("delete", document, unchanged)
-    if unchanged is None:
-        return methodcaller("create", document, changes)
     # What changes nothing leaves the document as it is, but is refused like anything else.
     differs = {name: value for name, value in changes.items() if stored.fields.get(name, document) != value}
     return methodcaller("update", document, differs or {"run": stored.fields["run"]}, unchanged)
-
-
-def parts_of(value: Value) -> list[Any]:
-    """Return the documents of the parts of a value: none if it needs none."""
-    collection, size = value.document.parent, len(value.fields["data"])
-    count = ceil(size / PART) if size > PART else 0
-    return [collection.document(part_key(value.stem, number)) for number in range(count)]
-
-
-def parts_to_write(value: Value, lives: float | None) -> Iterator[Write]:
-    """Return how to write the parts of a value, each made when it is asked for."""
-    parts, expires = zip(parts_of(value), split(value.fields["data"], PART), strict=False), expiring(lives)
-    return (methodcaller("set", document, {"data": part, **expires}) for document, part in parts)
-
-
-def head_of(value: Value, lives: float | None) -> Write:
-    """Return how to write the document of a value, without which nobody reads its parts."""
-    fields, size = value.fields | expiring(lives), len(value.fields["data"])
-    parts = {"data": b"", "size": size, "parts": value.stem} if size > PART else {}
-    return methodcaller("set", value.document, fields | parts)
 
 
 def removal(document: Any) -> Write:

@@ -43,10 +43,6 @@ class Requests:
         with docs.explained():
             return await settle(request(retry=self._retry(on_error=on_error)))
 
-    async def find(self, query: Any) -> list[Any]:
-        """Return the references of the documents that a query finds."""
-        return [found.reference for found in await self.ask(query.select([]).get)]
-
     async def stream(self, query: Any, take: Callable[[Any], object]) -> None:
         """Hand out what a query finds, as long as there is more and `take` wants more."""
         with docs.explained():

@@ -158,9 +158,9 @@ def model(own_model: FirestoreModel | None) -> FirestoreModel:
 @pytest.fixture
 def small(own_model: FirestoreModel | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of what documents and requests may hold, so that little is large."""
-    from sequential.stores import firestore_documents
+    from sequential.stores import firestore_values
 
-    monkeypatch.setattr(firestore_documents, "PART", 90_000)
+    monkeypatch.setattr(firestore_values, "PART", 90_000)
     if own_model is not None:
         monkeypatch.setattr("tests.servers.firestore.MAX_REQUEST", 1 << 20)
 
@@ -187,7 +187,7 @@ def interrupted(storage: Any, point: int, meanwhile: Callable[[], object], actio
 
 def documents(storage: Any, id: str = "one") -> dict[str, dict[str, Any]]:
     """All that is stored of an execution."""
-    record = storage._document(id)
+    record = storage._records.document(f"x-{id}")
     below = [found for name in ("steps", "signals") for found in record.collection(name).stream()]
     return {found.id: found.to_dict() for found in (record.get(), *below) if found.exists}
 
@@ -239,7 +239,8 @@ class TestSizes:
             batch = storage._client.batch()
             for number in range(first, first + 500):
                 batch.set(
-                    storage._below("one", "steps").document(f"{record.run}-{number:010}"), Result(number)._asdict()
+                    storage._records.document("x-one").collection("steps").document(f"{record.run}-{number:010}"),
+                    Result(number)._asdict(),
                 )
             batch.commit()
         assert len(other.results(record, 0, 1000)) == 1000
@@ -421,7 +422,7 @@ class TestSizes:
     def test_who_is_overtaken_before_knowing_of_the_success(
         self, storage: Any, other: Any, small: None, what: str
     ) -> None:
-        large, put = b"8" * 1_500_000, storage._put
+        large, put = b"8" * 1_500_000, storage._executions.put
         old = Record("one", "run", "workflow", b"{}", token=1, lease=NOW + 60)
         new, result = old._replace(run="new", token=2, input=large), Result(0, data=large)
         if what != "claim":
@@ -439,7 +440,7 @@ class TestSizes:
                 other.commit(record._replace(token=9), record.token)
             return False
 
-        storage._put = put_and_lose
+        storage._executions.put = put_and_lose
         try:
             record, taken = actions[what]()
             assert (record, taken) == (new._replace(token=9), True)
@@ -455,7 +456,7 @@ class TestSizes:
         for key in documents(storage):
             if key.endswith("-000002"):
                 for name in ("steps", "signals"):
-                    storage._below("one", name).document(key).delete()
+                    storage._records.document("x-one").collection(name).document(key).delete()
         assert other.results(record, 0, 1) == []
         assert other.received(record, "yes") is None
         with pytest.raises(StorageError, match=r"Firestore: the input of execution 'one' is missing: delete\('one'\)"):
@@ -466,18 +467,18 @@ class TestSizes:
     def test_what_is_removed_while_it_is_read(self, storage: Any, other: Any) -> None:
         record = held(storage, input=b"1" * 2_000_000)
         storage.signal("one", "yes", b"2", NOW)
-        read = other._read_values
+        read = other._values.read
 
         async def remove_and_read(*arguments: Any) -> Any:
-            other._read_values = read
+            other._values.read = read
             storage.remove("one")
             return await read(*arguments)
 
-        other._read_values = remove_and_read
+        other._values.read = remove_and_read
         assert other.read("one") is None
         record = held(storage)
         storage.signal("one", "yes", b"2", NOW)
-        other._read_values = remove_and_read
+        other._values.read = remove_and_read
         assert other.received(record, "yes") is None
 
 
@@ -815,15 +816,15 @@ class TestExpiry:
     def test_a_result_saved_while_others_are_renewed(self, storage: Any, other: Any) -> None:
         start = time()
         record = step(storage, held(storage, lease=start, changed=start))
-        list_them = storage._belongings
+        list_them = storage._values.belongings
 
         async def list_and_save(id: str, fields: Any) -> Any:
             found = await list_them(id, fields)
-            storage._belongings = list_them
+            storage._values.belongings = list_them
             other.save(record, Result(1, "ahead"))
             return found
 
-        storage._belongings = list_and_save
+        storage._values.belongings = list_and_save
         record = step(storage, record, lease=start + 900)
         self.check(storage, record)
 
@@ -838,15 +839,15 @@ class TestExpiry:
     def test_something_removed_while_it_is_renewed(self, storage: Any) -> None:
         start = time()
         record = step(storage, held(storage, lease=start, changed=start))
-        list_them = storage._belongings
+        list_them = storage._values.belongings
 
         async def list_and_remove(id: str, fields: Any) -> Any:
             found = await list_them(id, fields)
-            storage._belongings = list_them
+            storage._values.belongings = list_them
             found[0].delete()
             return found
 
-        storage._belongings = list_and_remove
+        storage._values.belongings = list_and_remove
         record = step(storage, record, lease=start + 900)
         assert len(documents(storage)) == 2
         self.check(storage, record)
@@ -901,7 +902,7 @@ class TestUse:
 
     def test_documents_of_a_later_release(self, storage: Any, other: Any) -> None:
         record = held(storage)
-        storage._document("one").update({"schema": 2})
+        storage._records.document("x-one").update({"schema": 2})
         for request in (partial(other.read, "one"), partial(other.find, "", 5), partial(other.commit, record, 1)):
             with pytest.raises(
                 StorageError, match="documents are of version 2, this release knows 1: upgrade sequential"
@@ -946,7 +947,9 @@ class TestUse:
     def test_a_record_full_of_signals_can_still_be_written(self, storage: Any, other: Any) -> None:
         held(storage, input=b"1" * (1 << 18))
         many = [f"{number:0200} {'k' * 16} 0" for number in range(3410)]
-        storage._document("one").update({"pending": many[::2], "closed": [entry[:200] for entry in many[1::2]]})
+        storage._records.document("x-one").update(
+            {"pending": many[::2], "closed": [entry[:200] for entry in many[1::2]]}
+        )
         record, names = other.read("one"), list[str]()
 
         def fill() -> None:
@@ -988,12 +991,12 @@ class TestUse:
         assert other.read("one") == record
 
     def test_many_executions_are_more_than_are_remembered(self, storage: Any) -> None:
-        storage._known = Recent(3)
+        storage._executions._known = Recent(3)
         records = [held(storage, f"id-{number}") for number in range(8)]
         for record in records:
             assert storage.read(record.id) == record
             step(storage, record)
-        assert [storage._known.get(record.id) is not None for record in records] == [False] * 5 + [True] * 3
+        assert [storage._executions._known.get(record.id) is not None for record in records] == [False] * 5 + [True] * 3
         for record in records:
             assert storage.read(record.id).step == 1
 
