@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..codec import Codec
 from ..errors import Fenced, StorageError
 from ..storage import CLOSED, Record, Result, as_record, refuses, settle
-from .bucket import Bucket, Conflict, Damaged, Kept, check_missing, explained, nonce
+from .bucket import Bucket, Conflict, Damaged, Kept, check_missing, nonce
+from .bucket_requests import explained
 from .clients import ClientJournal, Recent, extra, plain_or_async
 from .objects_state import (
     TAIL,
@@ -99,7 +100,7 @@ class ObjectStorage(ClientJournal):
         self._bucket = Bucket(store, prefix)
         self._known = Recent[State](_KNOWN)
         if check:
-            self._bucket.check()
+            self._bucket.requests.check(f"{prefix}.check-{nonce()}")
 
     @classmethod
     def from_url(
@@ -130,7 +131,7 @@ class ObjectStorage(ClientJournal):
 
     def is_async(self) -> bool:
         """Whether methods are to be awaited: where an event loop runs, unless the store is a folder."""
-        return self._bucket.is_async()
+        return self._bucket.requests.is_async()
 
     def close(self) -> None:
         """Do nothing: obstore closes its connections by itself."""
@@ -234,7 +235,7 @@ class ObjectStorage(ClientJournal):
             at = state.record.rings_at if state.record else None
             return await self._whole(state) if at is not None and at <= now else None
 
-        found = await self._bucket.together(look, await self._bucket.folders())
+        found = await self._bucket.requests.together(look, await self._bucket.folders())
         return sorted(filter(None, found), key=lambda record: record.rings_at or 0.0)[:limit]
 
     @plain_or_async
@@ -253,7 +254,7 @@ class ObjectStorage(ClientJournal):
         found: list[Record] = []
         ids = [id for id in await self._bucket.folders() if id > after]
         while ids and len(found) < limit:
-            found += filter(None, await self._bucket.together(look, ids[:limit]))
+            found += filter(None, await self._bucket.requests.together(look, ids[:limit]))
             ids = ids[limit:]
         return found[:limit]
 
@@ -367,9 +368,9 @@ class ObjectStorage(ClientJournal):
         Raises:
             Conflict: When it has ended.
         """
-        until = monotonic() + (0.0 if self._bucket.is_local else _GRACE)
+        until = monotonic() + (0.0 if self._bucket.requests.is_local else _GRACE)
         while state.found and monotonic() < until and not _is_abandoned(state):
-            await self._bucket.pause(_GRACE / 100)
+            await self._bucket.requests.pause(_GRACE / 100)
             later = await self._bucket.get(id)
             if later is None or later.nonces != state.found.nonces:
                 raise Conflict(later)
@@ -388,7 +389,7 @@ class ObjectStorage(ClientJournal):
         while not items and until < stop:
             count += _SEGMENTS
             until = wanted[count][0] if count < len(wanted) else stop  # from there on, another segment has steps too
-            tails = dict(zip(wanted, await self._bucket.together(read, wanted[:count]), strict=False))
+            tails = dict(zip(wanted, await self._bucket.requests.together(read, wanted[:count]), strict=False))
             for tail in [*(tails[segment] for segment in state.segments if segment in tails), state.tail]:
                 items.update((step, item) for step, item in tail.items() if start <= step < until)
         page: list[tuple[Result, Kept | None]] = []
@@ -399,7 +400,7 @@ class ObjectStorage(ClientJournal):
             if page and total > _PAGE:
                 break
             page.append((result, kept))
-        return await self._bucket.together(load, page)
+        return await self._bucket.requests.together(load, page)
 
     async def _whole(self, state: State) -> Record | None:
         """Return the record with its input."""

@@ -143,7 +143,7 @@ class Offload(ClientJournal):
             return result._replace(data=await self._load(record.id, result.data))
 
         try:
-            return await self._bucket.together(load, page)
+            return await self._bucket.requests.together(load, page)
         except FileNotFoundError as error:
             await self._read_after(record, error)
             return []
@@ -250,7 +250,7 @@ class Offload(ClientJournal):
         return record
 
     async def _all(self, records: list[Record]) -> list[Record]:
-        return [record for record in await self._bucket.together(self._whole, records) if record]
+        return [record for record in await self._bucket.requests.together(self._whole, records) if record]
 
     async def _read_after(self, record: Record, error: FileNotFoundError) -> Record | None:
         """Return the record as it is now that something was missed."""

@@ -30,7 +30,7 @@ from sequential import FlowExecutor, Paused, again, tool, wait
 from sequential.blocking import blocking
 from sequential.errors import Fenced, NotInstalled, StorageError
 from sequential.storage import Journal, Record, Result, settle
-from sequential.stores import bucket, objects
+from sequential.stores import bucket, bucket_requests, objects
 from sequential.stores.clients import Recent
 from sequential.stores.objects import ObjectStorage
 from sequential.testing import JournalTests
@@ -55,7 +55,7 @@ def new_prefix() -> str:
 
 def plain(storage: ObjectStorage) -> ObjectStorage:
     """Let a storage use the blocking functions although an event loop runs."""
-    storage._bucket.is_async = lambda: False  # type: ignore[method-assign]
+    storage._bucket.requests.is_async = lambda: False  # type: ignore[method-assign]
     return storage
 
 
@@ -236,7 +236,7 @@ def test_two_writers_of_equal_bodies_do_not_both_win(store: ObjectStore) -> None
     with pytest.raises(bucket.Conflict):
         ask(folder.swap("id", b"a", None))
     assert ask(folder.get("id")).nonces == again.nonces
-    if folder.is_local:
+    if folder.requests.is_local:
         ask(folder.erase("id", back))
         assert ask(folder.get("id")).nonces == again.nonces
 
@@ -1008,7 +1008,7 @@ def test_what_cannot_be_used_is_refused_with_a_remedy(
 
 
 def test_without_obstore_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (bucket, objects):
+    for module in (bucket_requests, bucket, objects):
         with monkeypatch.context() as patched:
             for name in ("obstore", "obstore.store"):
                 patched.setitem(sys.modules, name, None)
