@@ -4,64 +4,27 @@ An execution is the folder ``{prefix}{id}/``.  Its object ``record`` is replaced
 that changes in one step: the record, the signals, and the latest results as long as they are small together.  When
 they no longer are, they move into a segment, an object of its own that never changes.  What is large is kept beside
 them, and written before the record that refers to it.  Names have a nonce: no writer ever overwrites another's.
-
-A store deletes whatever it finds.  So a removal first replaces the record by a tombstone, which is a step like any
-other, and deletes that last.  Everything else lies in a folder of its run, which no later execution has, and may be
-deleted at any time; only the key of the record is used again.  A tombstone therefore belongs to who wrote it, for
-`_GRACE` seconds: that process deletes it within `_PROMPT` seconds, or writes it again first; others leave it alone so
-long, and only then replace it.  No two clocks are compared, unless a tombstone is older than `_ABANDONED` seconds: that
-is given up at once.  What remains is a deletion that the store carries out more than `_GRACE` - `_PROMPT` seconds after
-it was sent, or a second time because its answer was lost.  It would delete an execution of the same id that has begun
-meanwhile: the holder of that is then told that it is fenced off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from time import monotonic, time
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from ..codec import Codec
 from ..errors import Fenced, StorageError
 from ..storage import CLOSED, Record, Result, as_record, refuses, settle
-from .bucket import Bucket, Conflict, Damaged, Kept, check_missing, nonce
+from .bucket import Bucket, Damaged, nonce
 from .bucket_requests import explained
-from .clients import ClientJournal, Recent, extra, plain_or_async
-from .objects_state import (
-    TAIL,
-    Keep,
-    State,
-    Value,
-    add,
-    check_held,
-    decode,
-    decode_body,
-    decode_result,
-    encode,
-    shorten,
-)
+from .clients import ClientJournal, extra, plain_or_async
+from .objects_record import State, Value, check_held
+from .objects_removal import is_abandoned, outlive, remove
+from .objects_states import Keep, States, add
 
 with extra("objects"):
     from obstore.store import from_url
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
-
-_INLINE = 1 << 14
-"""Bytes from which a value is an object of its own."""
-
-_PAGE = 1 << 20
-_SEGMENTS = _PAGE // TAIL
-
-_KNOWN = 256
-"""How many executions are remembered as they were last seen, so that a holder need not read before each commit."""
-
-_ATTEMPTS = 100
-"""How often a change is tried while others change the same execution: each time, one of them has succeeded."""
-
-_PROMPT, _GRACE, _ABANDONED = 1.0, 6.0, 60.0
-
-_Change: TypeAlias = Callable[[State, Keep], Awaitable[State | None]]
 
 
 class ObjectStorage(ClientJournal):
@@ -98,7 +61,7 @@ class ObjectStorage(ClientJournal):
     ) -> None:
         super().__init__(codec)
         self._bucket = Bucket(store, prefix)
-        self._known = Recent[State](_KNOWN)
+        self._states = States(self._bucket)
         if check:
             self._bucket.requests.check(f"{prefix}.check-{nonce()}")
 
@@ -145,14 +108,14 @@ class ObjectStorage(ClientJournal):
             if record is None:
                 if not create:
                     return None
-                await self._outlive(wanted.id, state)
+                await outlive(self._bucket, wanted.id, state)
                 return State(wanted, await keep(f"{wanted.run}/input", wanted.input), gone=state.gone)
             if record.lease > now or refuses(record, wanted, create):
                 return None
             return state._replace(record=record._replace(token=record.token + 1, lease=wanted.lease))
 
-        state, done = await self._change(wanted.id, change)
-        record = wanted if done and state.record == wanted else await self._whole(state)
+        state, done = await self._states.change(wanted.id, change)
+        record = wanted if done and state.record == wanted else await self._states.whole(state)
         return record, done and record is not None
 
     async def _commit(
@@ -168,7 +131,7 @@ class ObjectStorage(ClientJournal):
             changed = state._replace(record=as_record((*stored[:6], *record[6:])), signals=signals)
             return changed if result is None else await add(changed, record.run, result, keep)
 
-        await self._change(record.id, change, (record.run, token))
+        await self._states.change(record.id, change, (record.run, token))
 
     @plain_or_async
     async def save(self, record: Record, result: Result) -> None:
@@ -178,7 +141,7 @@ class ObjectStorage(ClientJournal):
             check_held(state, record, record.token)
             return await add(state, record.run, result, keep)
 
-        await self._change(record.id, change, (record.run, record.token))
+        await self._states.change(record.id, change, (record.run, record.token))
 
     async def _restart(self, record: Record, held: Record) -> None:
         doomed: list[str] = []
@@ -186,40 +149,40 @@ class ObjectStorage(ClientJournal):
         async def change(state: State, keep: Keep) -> State | None:
             check_held(state, held, held.token)
             gone = (held.run, *state.gone)
-            doomed[:] = await self._remains(held.id, gone)
+            doomed[:] = await self._bucket.remains(held.id, gone, "record")
             signals: dict[str, Value | None] = {}
             for name, data in state.signals.items():
                 if data is not None:  # a large one moves on to the folder of the new run
-                    signals[name] = await keep(f"{record.run}/signal-{name}", await self._load(held.id, data))
+                    signals[name] = await keep(f"{record.run}/signal-{name}", await self._states.load(held.id, data))
             return State(record, await keep(f"{record.run}/input", record.input), signals, gone=gone)
 
-        state, _ = await self._change(record.id, change, (held.run, held.token))
+        state, _ = await self._states.change(record.id, change, (held.run, held.token))
         await self._bucket.delete(doomed)
-        self._known.put(record.id, state._replace(gone=()))
+        self._states.known.put(record.id, state._replace(gone=()))
 
     @plain_or_async
     async def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:  # noqa: ARG002
         """Read a page of results."""
-        state = self._known.get(record.id) or State()
+        state = self._states.known.get(record.id) or State()
         # Whoever holds this token has written, through here, all that there is.
         if state.record is None or (state.record.run, state.record.token) != (record.run, record.token):
-            state = await self._fetch(record.id)
+            state = await self._states.read(record.id)
             if state.record is None or state.record.run != record.run:
                 return []
-            self._known.put(record.id, state)
+            self._states.known.put(record.id, state)
         try:
-            return await self._page(state, record.id, start, stop)
+            return await self._states.page(record.id, state, start, stop)
         except FileNotFoundError as error:
-            await self._fetch_after(record, error)
+            await self._states.read_after(record, error)
             return []
 
     @plain_or_async
     async def read(self, id: str) -> Record | None:
         """Read a record."""
-        state = await self._fetch(id)
+        state = await self._states.read(id)
         if state.record is not None:
-            self._known.put(id, state)
-        return await self._whole(state)
+            self._states.known.put(id, state)
+        return await self._states.whole(state)
 
     @plain_or_async
     async def due(self, now: float, limit: int) -> list[Record]:
@@ -227,13 +190,13 @@ class ObjectStorage(ClientJournal):
 
         async def look(id: str) -> Record | None:
             try:
-                state = await self._fetch(id)
+                state = await self._states.read(id)
             except Damaged:  # nobody can go on with it, and it is not to be in the way of others
                 return None
-            if _is_abandoned(state):
+            if is_abandoned(state):
                 await settle(self.remove(id))
             at = state.record.rings_at if state.record else None
-            return await self._whole(state) if at is not None and at <= now else None
+            return await self._states.whole(state) if at is not None and at <= now else None
 
         found = await self._bucket.requests.together(look, await self._bucket.folders())
         return sorted(filter(None, found), key=lambda record: record.rings_at or 0.0)[:limit]
@@ -245,11 +208,11 @@ class ObjectStorage(ClientJournal):
         """List records."""
 
         async def look(id: str) -> Record | None:
-            state = await self._fetch(id)
+            state = await self._states.read(id)
             record = state.record
             if record is None or status not in {None, record.status} or workflow not in {None, record.workflow}:
                 return None
-            return await self._whole(state)
+            return await self._states.whole(state)
 
         found: list[Record] = []
         ids = [id for id in await self._bucket.folders() if id > after]
@@ -271,162 +234,21 @@ class ObjectStorage(ClientJournal):
             value = await keep(f"{record.run}/signal-{name}", data)
             return state._replace(record=record, signals={**state.signals, name: value})
 
-        state, done = await self._change(id, change)
-        return await self._whole(state), done
+        state, done = await self._states.change(id, change)
+        return await self._states.whole(state), done
 
     @plain_or_async
     async def received(self, record: Record, name: str) -> bytes | None:
         """Read a signal."""
-        state = await self._fetch(record.id)
+        state = await self._states.read(record.id)
         data = state.signals.get(name)
         if state.record is None or data is None:
             return None
         try:
-            return await self._load(record.id, data)
+            return await self._states.load(record.id, data)
         except FileNotFoundError as error:
-            await self._fetch_after(state.record, error)
+            await self._states.read_after(state.record, error)
             return None
 
     async def _remove(self, id: str, held: Record | None) -> None:
-        doomed: list[str] = []
-
-        async def change(state: State, _: Keep) -> State | None:
-            if held is not None:
-                check_held(state, held, held.token)
-            if state.record is None and not _is_abandoned(state):
-                return None
-            gone = state.gone if state.record is None else (state.record.run, *state.gone)
-            doomed[:] = await self._remains(id, gone)
-            return State(gone=gone)
-
-        since = monotonic(), time()
-        state, done = await self._change(id, change, held and (held.run, held.token))
-        if not done or (found := state.found) is None:
-            return
-        await self._bucket.delete(doomed)
-        for _ in range(_ATTEMPTS):
-            # The monotonic clock stands still while a machine sleeps, and the other may be set.
-            if max(monotonic() - since[0], time() - since[1]) < _PROMPT:
-                await self._bucket.erase(id, found)
-                return
-            since = monotonic(), time()
-            try:
-                found = await self._bucket.swap(id, found.data, found)
-            except Conflict:
-                return
-
-    async def _change(self, id: str, change: _Change, held: tuple[str, int] | None = None) -> tuple[State, bool]:
-        """Replace what is kept of an execution by what `change` makes of it, until nobody else comes in between.
-
-        Args:
-            id: Which.
-            change: Returns what to write in the place of what it is given, or ``None`` to leave that alone; it is also
-                given a function for values that may be large.
-            held: The run and the token of a holder, who need not read what he himself has written here.
-
-        Returns:
-            What is kept now, and whether this has written it.
-        """
-        state = self._known.put(id, None)
-        if state is None or state.record is None or (state.record.run, state.record.token) != held:
-            state = await self._fetch(id)
-        made: dict[str, Kept] = {}
-
-        async def keep(name: str, data: bytes, inline: int = _INLINE) -> Value:
-            if len(data) < inline:
-                return data
-            if name not in made:
-                made[name] = Kept(f"{name}-{nonce()}", len(data))
-                await self._bucket.keep(id, made[name], data)
-            return made[name]
-
-        try:
-            for _ in range(_ATTEMPTS):
-                try:
-                    new = await change(state, keep)
-                    if new is None:
-                        await self._bucket.discard(id, made.values())
-                        return state, False
-                    new = await shorten(new, keep)
-                    body = encode(new)
-                    found = await self._bucket.swap(id, body, state.found)
-                except Conflict as conflict:
-                    state = decode(conflict.found)
-                    continue
-                new = new._replace(found=found)
-                if new.record:
-                    self._known.put(id, new if found.data is body else decode(found))
-                return new, True
-        except Fenced:
-            await self._bucket.discard(id, made.values())
-            raise
-        raise StorageError(f"object store: too many write {id!r} at once: try again")
-
-    async def _outlive(self, id: str, state: State) -> None:
-        """Wait for the end of a removal; return only when the remover must have died.
-
-        Raises:
-            Conflict: When it has ended.
-        """
-        until = monotonic() + (0.0 if self._bucket.requests.is_local else _GRACE)
-        while state.found and monotonic() < until and not _is_abandoned(state):
-            await self._bucket.requests.pause(_GRACE / 100)
-            later = await self._bucket.get(id)
-            if later is None or later.nonces != state.found.nonces:
-                raise Conflict(later)
-
-    async def _page(self, state: State, id: str, start: int, stop: int) -> list[Result]:
-        async def read(segment: tuple[int, int, Kept]) -> dict[int, bytes]:
-            return decode_body(await self._load(id, segment[2])).tail
-
-        async def load(item: tuple[Result, Kept | None]) -> Result:
-            result, kept = item
-            return result if kept is None else result._replace(data=await self._load(id, kept))
-
-        wanted = sorted(segment for segment in state.segments if segment[0] < stop and segment[1] >= start)
-        items: dict[int, bytes] = {}
-        count, until = 0, start
-        while not items and until < stop:
-            count += _SEGMENTS
-            until = wanted[count][0] if count < len(wanted) else stop  # from there on, another segment has steps too
-            tails = dict(zip(wanted, await self._bucket.requests.together(read, wanted[:count]), strict=False))
-            for tail in [*(tails[segment] for segment in state.segments if segment in tails), state.tail]:
-                items.update((step, item) for step, item in tail.items() if start <= step < until)
-        page: list[tuple[Result, Kept | None]] = []
-        total = 0
-        for _, item in sorted(items.items()):
-            result, kept = decode_result(item)
-            total += kept.size if kept else len(result.data)
-            if page and total > _PAGE:
-                break
-            page.append((result, kept))
-        return await self._bucket.requests.together(load, page)
-
-    async def _whole(self, state: State) -> Record | None:
-        """Return the record with its input."""
-        while state.record is not None:
-            try:
-                return state.record._replace(input=await self._load(state.record.id, state.input))
-            except FileNotFoundError as error:
-                state = await self._fetch_after(state.record, error)
-        return None
-
-    async def _fetch_after(self, record: Record, error: FileNotFoundError) -> State:
-        """Return what is kept now that something was missed."""
-        state = await self._fetch(record.id)
-        check_missing(record, state.record, error)
-        return state
-
-    async def _load(self, id: str, value: Value) -> bytes:
-        return await self._bucket.load(id, value) if isinstance(value, Kept) else value
-
-    async def _remains(self, id: str, runs: tuple[str, ...]) -> list[str]:
-        return await self._bucket.remains(id, runs, "record")
-
-    async def _fetch(self, id: str) -> State:
-        return decode(await self._bucket.get(id))
-
-
-def _is_abandoned(state: State) -> bool:
-    """Whether it is a tombstone that has been there for long."""
-    return state.record is None and state.found is not None and time() - state.found.modified > _ABANDONED
+        await remove(self._bucket, self._states, id, held)

@@ -30,7 +30,7 @@ from sequential import FlowExecutor, Paused, again, tool, wait
 from sequential.blocking import blocking
 from sequential.errors import Fenced, NotInstalled, StorageError
 from sequential.storage import Journal, Record, Result, settle
-from sequential.stores import bucket, bucket_requests, objects
+from sequential.stores import bucket, bucket_requests, objects, objects_removal, objects_states
 from sequential.stores.clients import Recent
 from sequential.stores.objects import ObjectStorage
 from sequential.testing import JournalTests
@@ -326,7 +326,7 @@ def test_long_histories_are_kept_in_segments_and_come_back_in_order(
         assert history(other, held) == expected
         assert history(other, held, 123) == {step: data for step, data in expected.items() if step >= 123}
         with monkeypatch.context() as patched:
-            patched.setattr(objects, "_SEGMENTS", 2)
+            patched.setattr(objects_states, "_SEGMENTS", 2)
             assert list(history(other, held)) == list(range(300))
     assert sum("-" in key.rpartition("/")[2] for key in keys(store)) > 6
     storage.remove("one", held)
@@ -512,7 +512,7 @@ def sizes(held: Record) -> list[int]:
 
 @pytest.mark.parametrize("after", [False, True])
 def test_dying_at_any_request_leaves_what_was_or_what_was_to_be(monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
-    monkeypatch.setattr(objects, "_ABANDONED", -60.0)  # nobody waits for the dead
+    monkeypatch.setattr(objects_removal, "_ABANDONED", -60.0)  # nobody waits for the dead
     monkeypatch.setattr(bucket, "_LEFT_OVER", -60.0)
     mortal, points, died = Mortal(monkeypatch), 0, True
     mortal.after = after
@@ -555,7 +555,7 @@ def test_a_removal_cut_short_is_finished_by_the_sweep_and_by_the_next_execution(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mortal = Mortal(monkeypatch)
-    monkeypatch.setattr(objects, "_GRACE", 0.05)
+    monkeypatch.setattr(objects_removal, "_GRACE", 0.05)
     for act in ("sweep", "remove", "create", "create in a loop"):
         store = MemoryStore()
         storage: Any = ObjectStorage(store)
@@ -578,7 +578,7 @@ def test_a_removal_cut_short_is_finished_by_the_sweep_and_by_the_next_execution(
             other.remove("one")
         else:
             with monkeypatch.context() as patched:
-                patched.setattr(objects, "_ABANDONED", -60.0)
+                patched.setattr(objects_removal, "_ABANDONED", -60.0)
                 other.due(NOW, 9) if act == "sweep" else other.remove("one")
         assert keys(store) == []
 
@@ -616,9 +616,9 @@ def test_who_begins_again_while_it_is_removed_waits_for_the_end(monkeypatch: pyt
 def test_a_slow_removal_makes_sure_that_it_is_still_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
     storage, other = ObjectStorage(store), ObjectStorage(store)
-    monkeypatch.setattr(objects, "_GRACE", 0.0)
+    monkeypatch.setattr(objects_removal, "_GRACE", 0.0)
     later = time.monotonic()
-    monkeypatch.setattr(objects, "monotonic", lambda: later)
+    monkeypatch.setattr(objects_removal, "monotonic", lambda: later)
     delete = obstore.delete
 
     def slow(store: Any, path: Any) -> None:
@@ -647,7 +647,7 @@ def test_a_removal_that_never_comes_to_its_end_is_left_to_the_sweep(monkeypatch:
     storage: Any = ObjectStorage(store)
     create(storage)
     ticks = count(0, 100)
-    monkeypatch.setattr(objects, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(objects_removal, "monotonic", lambda: next(ticks))
     storage.remove("one")
     assert storage.read("one") is None
     assert keys(store) == ["exec/one/record"]

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from ..codec import prepare
 from ..errors import Fenced
 from ..storage import Record, Result, as_result
-from .bucket import Damaged, Found, Kept, nonce
-
-TAIL = 1 << 15
-"""Bytes of results that are written again with each commit: fewer would make more segments, and more reading."""
+from .bucket import Damaged, Found, Kept
 
 Value: TypeAlias = bytes | Kept
 
@@ -34,32 +30,12 @@ class State(NamedTuple):
     found: Found | None = None
 
 
-Keep: TypeAlias = Callable[..., Awaitable[Value]]
-"""Keeps a value beside the record if it is large, and returns what stands for it."""
-
-
 def check_held(state: State, record: Record, token: int) -> Record:
     """Return the record if it is of this run and has this token; if not, the writer is fenced off."""
     stored = state.record
     if stored is None or stored.run != record.run or stored.token != token:
         raise Fenced(record.id, token)
     return stored
-
-
-async def add(state: State, run: str, result: Result, keep: Keep) -> State:
-    """Put a result into the tail, instead of an earlier one."""
-    item = encode_result(result, await keep(f"{run}/{result.step}", result.data))
-    return state._replace(tail={**state.tail, result.step: item})
-
-
-async def shorten(state: State, keep: Keep) -> State:
-    """Move the tail into a segment if it has become too long."""
-    if state.record is None or sum(map(len, state.tail.values())) < TAIL:
-        return state
-    first, *_, last = sorted(state.tail)
-    # Its nonce tells it from one that was made before a conflict, which may have fewer results.
-    kept: Any = await keep(f"{state.record.run}/{first}-{last}-{nonce()}", encode(State(tail=state.tail)), 0)
-    return state._replace(tail={}, segments=(*state.segments, (first, last, kept)))
 
 
 def encode_result(result: Result, data: Value) -> bytes:
