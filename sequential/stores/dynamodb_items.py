@@ -1,10 +1,7 @@
 """What the items of `sequential.stores.dynamodb` look like, and how DynamoDB is spoken to about them.
 
 The items of an execution share the partition key ``id``.  By the sort key ``part`` they are its record, its results
-``{run}#{step}``, and the parts of what is too large for one item, ``{run}:...:{nonce}:{number}``.  Parts are seen only
-by way of the item that names their nonce, so a writer who is refused leaves behind only what nobody looks at, and what
-goes when the execution is removed; a creation that is broken off leaves parts of a large input, which go only by a
-`ttl`.  Two indexes hold the records alone, for nothing else has a ``shard``.
+``{run}#{step}``, and the parts of what is too large for one item, ``{run}:...:{nonce}:{number}``.
 """
 
 from __future__ import annotations
@@ -14,23 +11,15 @@ from collections.abc import Iterable, Mapping
 from math import inf
 from time import time
 from typing import Any, TypeAlias
-from zlib import crc32
 
 from ..errors import StorageError
 from ..storage import CLOSED, Record, Result
-from .clients import extra
-
-with extra("dynamodb"):
-    from botocore.exceptions import BotoCoreError, ClientError
 
 Value: TypeAlias = dict[str, Any]
 Item: TypeAlias = dict[str, Value]
 
 SCHEMA = 1
 """The version of the items; newer ones are refused."""
-
-SHARDS = 4
-"""Partitions of the indexes: each takes 1,000 writes a second, and is one more to ask."""
 
 PART = 1 << 18
 """Bytes of a result in one item, which may have 400 KB; simulators count them as base64, a third more."""
@@ -48,125 +37,30 @@ ATTEMPTS = 10
 """How often a request is made that meets others at the same execution, or is throttled."""
 
 CHANGING = Record._fields[6:]
-FIXED = ("run", "workflow", "version", "first_input")
+FIELDS = (*CHANGING, "run", "workflow", "version", "first_input")
+"""The fields of a record besides its id and its input; a commit writes `CHANGING` alone."""
 ABOUT = ("asked", "fingerprint", "started", "ended", "error")
 """The fields of a result besides its step and its data; what is `None` is left out."""
 
 RECORD = "record"
 
+NEW = ":new"
+"""What follows the run in the keys of an input's parts that are written before there is a record."""
+
 SENT = ":signal"
 """What follows the run in which a signal has come in the keys of its parts."""
+
 _FLOATS = frozenset({"due", "wake", "changed", "started", "ended"})
 _CLOSED = {f"closed{number}": {"S": status} for number, status in enumerate(sorted(CLOSED))}
 _CONSTANTS = _CLOSED | {"zero": {"N": "0"}, "one": {"N": "1"}, "schema": {"N": str(SCHEMA)}}
-
-_OPEN = f"NOT #status IN ({', '.join(f':{name}' for name in _CLOSED)})"
-_ALIVE = "(attribute_not_exists(#expires) OR #expires > :wall)"
-_UNSENT = "attribute_not_exists(#pending.#signal) AND NOT contains(#closed, :name)"
-HELD = f"#run = :held_run AND #token = :held_token AND {_ALIVE}"
-FREE = f"#lease <= :now AND {_OPEN} AND #schema <= :schema AND {_ALIVE}"
-FREE += " AND (attribute_not_exists(#rings) OR #rings <= :lease)"
-FOR_STEP = " AND #run = :by_run AND #step <= :by_step"
-TAKE = "SET #token = #token + :one, #lease = :lease, #claim = :claim, #rings = if_not_exists(#rings, :lease)"
-RESTING = f"{HELD} AND #lease = :zero AND {_UNSENT}"
-RUNNING = f"#run = :held_run AND {_OPEN} AND {_ALIVE} AND NOT (#waits = :name AND #lease = :zero) AND {_UNSENT}"
-
-_ROUNDED = 64.0
-"""Seconds by which what is held may stand too early in the index of what is due, so that commits leave it be."""
+OPEN = f"NOT #status IN ({', '.join(f':{name}' for name in _CLOSED)})"
+"""The condition that a record is not closed."""
 
 FOREVER = 1e15
 """Seconds since the epoch that stand for infinity, which is no number to DynamoDB, and for all that is later."""
 
 _DECIMALS = 100
 """Decimal places that are kept of a time: DynamoDB knows no number between 0 and 1e-130."""
-
-THROTTLED = "raise the table's throughput, or try again later"
-_CREDENTIALS = "give the client valid credentials"
-_CONFLICT = "others write the same execution: try again"
-_REFUSED = "nothing was recorded"
-_UNKNOWN = "it may have been recorded or not: look, or try again"
-_FAILED = 500
-"""HTTP's status from which on it was the server that failed, and not the request that was refused."""
-_LIMITED = "an item holds at most 400 KB, a number 38 digits, and table= must name what create_schema() has made"
-BUSY = frozenset(
-    {
-        "ProvisionedThroughputExceeded",
-        "ThrottlingError",
-        "TransactionConflict",
-        "TransactionConflictException",
-        "TransactionInProgressException",
-    }
-)
-"""What a client does not try again by itself."""
-
-_REMEDIES = {
-    "AccessDeniedException": "grant these credentials what is missing",
-    "ExpiredTokenException": _CREDENTIALS,
-    "InvalidSignatureException": _CREDENTIALS,
-    "ProvisionedThroughputExceeded": THROTTLED,
-    "ProvisionedThroughputExceededException": THROTTLED,
-    "RequestLimitExceeded": THROTTLED,
-    "ResourceNotFoundException": "its table is not there: call create_schema() once",
-    "ThrottlingError": THROTTLED,
-    "ThrottlingException": THROTTLED,
-    "TransactionConflict": _CONFLICT,
-    "TransactionConflictException": _CONFLICT,
-    "TransactionInProgressException": _CONFLICT,
-    "UnrecognizedClientException": _CREDENTIALS,
-    "ValidationError": _LIMITED,
-    "ValidationException": _LIMITED,
-}
-
-
-def _keys(partition: str, sort: str) -> list[dict[str, str]]:
-    return [{"AttributeName": partition, "KeyType": "HASH"}, {"AttributeName": sort, "KeyType": "RANGE"}]
-
-
-_LISTED = {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["status", "workflow"]}
-TABLE: dict[str, Any] = {
-    "AttributeDefinitions": [
-        {"AttributeName": name, "AttributeType": "N" if name == "rings" else "S"}
-        for name in ("id", "part", "shard", "rings")
-    ],
-    "KeySchema": _keys("id", "part"),
-    "GlobalSecondaryIndexes": [
-        {"IndexName": "due", "KeySchema": _keys("shard", "rings"), "Projection": {"ProjectionType": "KEYS_ONLY"}},
-        {"IndexName": "ids", "KeySchema": _keys("shard", "id"), "Projection": _LISTED},
-    ],
-    "BillingMode": "PAY_PER_REQUEST",
-}
-"""What the table is, besides its name."""
-
-
-def missing_from(table: Mapping[str, Any]) -> list[str]:
-    """Return which indexes a table lacks that is described so, or has with other keys or too few attributes."""
-    indexes = {index["IndexName"]: index for index in table.get("GlobalSecondaryIndexes", ())}
-    return [
-        f"an index {wanted['IndexName']!r} of {', '.join(_attributes(wanted))}"
-        for wanted in TABLE["GlobalSecondaryIndexes"]
-        if not _serves(indexes.get(wanted["IndexName"]), wanted)
-    ]
-
-
-def _serves(index: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
-    if index is None or index["KeySchema"] != wanted["KeySchema"]:
-        return False
-    return index["Projection"]["ProjectionType"] == "ALL" or {*_attributes(index)} >= {*_attributes(wanted)}
-
-
-def _attributes(index: Mapping[str, Any]) -> list[str]:
-    return [*(key["AttributeName"] for key in index["KeySchema"]), *index["Projection"].get("NonKeyAttributes", ())]
-
-
-class Refused(Exception):
-    """A condition did not hold.
-
-    Args:
-        item: The item as it stands, if there is one.
-    """
-
-    def __init__(self, item: Item | None) -> None:
-        self.item = item
 
 
 def value(of: Value | str | bytes | float | None) -> Value:
@@ -229,25 +123,6 @@ def key_of(record: Record, step: int) -> str:
     return f"{record.run}#{step:010}"
 
 
-def shard_of(id: str) -> Value:
-    """Return in which partition of the indexes a record stands."""
-    return {"S": str(crc32(id.encode()) % SHARDS)}
-
-
-def rings(record: Record) -> Value | None:
-    """Return where a record stands in the index of what is due: never later than it rings."""
-    rings_at = min(record.lease, FOREVER) // _ROUNDED * _ROUNDED if record.lease else record.due
-    return None if rings_at is None else number(rings_at)
-
-
-def parts_of(data: Value) -> list[str]:
-    """Return the sort keys of the parts that a large value consists of."""
-    if "B" in data:
-        return []
-    stem, count = data["L"]
-    return [f"{stem['S']}:{index:06}" for index in range(int(count["N"]))]
-
-
 def expressions(values: Mapping[str, Any], signal: str = "", **texts: str) -> dict[str, Any]:
     """Return expressions with the names, and those of the values, that they speak of; conditions show what is there."""
     text = " ".join(texts.values())
@@ -260,13 +135,6 @@ def expressions(values: Mapping[str, Any], signal: str = "", **texts: str) -> di
     if "ConditionExpression" in texts:
         request["ReturnValuesOnConditionCheckFailure"] = "ALL_OLD"
     return request
-
-
-def update(fields: Iterable[str], optional: Mapping[str, Value | None], removed: Iterable[str]) -> str:
-    """Return an expression that writes fields, and others if they have a value; what has none it removes."""
-    sets = [f"#{name} = :{name}" for name in (*fields, *(name for name in optional if optional[name]))]
-    gone = [*removed, *(f"#{name}" for name in optional if not optional[name])]
-    return f"SET {', '.join(sets)}" + (f" REMOVE {', '.join(gone)}" if gone else "")
 
 
 def within(id: str, first: str = "", last: str = "", **texts: str) -> dict[str, Any]:
@@ -285,11 +153,6 @@ def is_held(item: Item | None, held: Record) -> bool:
     return item is not None and (item["run"], item["token"]) == (value(held.run), value(held.token))
 
 
-def is_by(claim: Value, item: Item | None) -> bool:
-    """Whether a claim has succeeded after all: a client that repeats what was lost is refused by its own success."""
-    return item is not None and item.get("claim") == claim
-
-
 def check_version(item: Item | None) -> None:
     """Refuse what a later release has written."""
     version = int(item["schema"]["N"]) if item else 0
@@ -297,17 +160,3 @@ def check_version(item: Item | None) -> None:
         raise StorageError(
             f"DynamoDB: the table is of version {version}, this release knows {SCHEMA}: upgrade sequential-flow"
         )
-
-
-def explain(error: BotoCoreError | ClientError) -> StorageError:
-    """Return what the client says, with a remedy."""
-    # What botocore itself raises may have a response too, which is none of DynamoDB's.
-    response: dict[str, Any] = error.response if isinstance(error, ClientError) else {}
-    reasons: list[dict[str, str]] = response.get("CancellationReasons", [])
-    told = " ".join([str(error), *(reason.get("Message") or "" for reason in reasons)])
-    codes = [*(reason.get("Code", "") for reason in reasons), response.get("Error", {}).get("Code", "")]
-    refused = response.get("ResponseMetadata", {}).get("HTTPStatusCode", _FAILED) < _FAILED
-    remedy = next((_REMEDIES[code] for code in codes if code in _REMEDIES), _REFUSED if refused else _UNKNOWN)
-    if isinstance(error, BotoCoreError):
-        remedy = "check that it can be reached, and the client's region, endpoint and credentials"
-    return StorageError(f"DynamoDB: {' '.join(told.split())}: {remedy}")

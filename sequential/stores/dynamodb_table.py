@@ -1,33 +1,66 @@
-"""The table of `sequential.stores.dynamodb`: what is asked of it, and asked again, and values of any size in parts."""
+"""Requests to a table of DynamoDB, made again where they meet others, and what to do about what it answers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from io import BytesIO
 from itertools import islice
-from math import ceil
 from random import random
-from time import sleep, time
+from time import sleep
 from typing import Any
 
 from ..blocking import is_async
 from ..errors import StorageError
-from ..storage import Record, new_run, settle
+from ..storage import settle
 from . import dynamodb_items as ddb
-from .clients import extra, split
-from .dynamodb_items import Item, Refused, Value
+from .clients import extra
+from .dynamodb_items import Item
 
 with extra("dynamodb"):
     from botocore.exceptions import BotoCoreError, ClientError
 
-_BATCH = 16
-"""Parts that are written or read at once: 4 MiB, of 16 MB that DynamoDB allows."""
-
-_DELETED = 25
-"""Items that are deleted at once: as many as DynamoDB allows."""
+_WRITTEN = 25
+"""Items that are written or deleted at once: as many as DynamoDB allows."""
 
 _PATIENCE = {"Delay": 1, "MaxAttempts": 300}
+
+_CONFLICTS = ("TransactionConflict", "TransactionConflictException", "TransactionInProgressException")
+_CREDENTIALS = ("ExpiredTokenException", "InvalidSignatureException", "UnrecognizedClientException")
+_THROTTLING = (
+    "ProvisionedThroughputExceeded",
+    "ProvisionedThroughputExceededException",
+    "RequestLimitExceeded",
+    "ThrottlingError",
+    "ThrottlingException",
+)
+_BUSY = frozenset({"ProvisionedThroughputExceeded", "ThrottlingError", *_CONFLICTS})
+"""What a client does not try again by itself."""
+
+_THROTTLED = "raise the table's throughput, or try again later"
+_LIMITED = "an item holds at most 400 KB, a number 38 digits, and table= must name what create_schema() has made"
+_REMEDIES = {
+    "AccessDeniedException": "grant these credentials what is missing",
+    "ResourceNotFoundException": "its table is not there: call create_schema() once",
+    **dict.fromkeys(_CONFLICTS, "others write the same execution: try again"),
+    **dict.fromkeys(_CREDENTIALS, "give the client valid credentials"),
+    **dict.fromkeys(_THROTTLING, _THROTTLED),
+    **dict.fromkeys(("ValidationError", "ValidationException"), _LIMITED),
+}
+_REFUSED = "nothing was recorded"
+_UNKNOWN = "it may have been recorded or not: look, or try again"
+_FAILED = 500
+"""HTTP's status from which on it was the server that failed, and not the request that was refused."""
+
+
+class Refused(Exception):
+    """A condition did not hold.
+
+    Args:
+        item: The item as it stands, if there is one.
+    """
+
+    def __init__(self, item: Item | None) -> None:
+        self.item = item
 
 
 class Table:
@@ -36,43 +69,11 @@ class Table:
     Args:
         client: That of boto3, or one of aiobotocore.
         name: The table's name.
-        ttl: Seconds after which an execution expires, or ``None``.
     """
 
-    def __init__(self, client: Any, name: str, ttl: float | None) -> None:
-        self.client, self.name, self.ttl = client, name, ttl
+    def __init__(self, client: Any, name: str) -> None:
+        self.client, self.name = client, name
         self.is_async = is_async(client.close)  # aiobotocore's requests only return what is to be awaited
-
-    async def create(self) -> None:
-        """Make the table and its indexes unless they are there, and wait for them."""
-        await self.ask("create_table", but="ResourceInUseException", **ddb.TABLE)
-        try:
-            waiter = self.client.get_waiter("table_exists")
-            await settle(waiter.wait(TableName=self.name, WaiterConfig=_PATIENCE))
-        except BotoCoreError as error:
-            raise ddb.explain(error) from error
-        if missing := ddb.missing_from((await self.ask("describe_table"))["Table"]):
-            raise StorageError(
-                f"DynamoDB: table {self.name!r} lacks {', '.join(missing)}: add what is missing, or let table= name"
-                " what create_schema() has made"
-            )
-        version = ddb.key("#", "schema") | {"schema": ddb.value(ddb.SCHEMA)}
-        check = ddb.expressions({}, ConditionExpression="attribute_not_exists(#id) OR #schema <= :schema")
-        try:
-            await self.ask("put_item", Item=version, **check)
-        except Refused as refused:
-            ddb.check_version(refused.item)
-        if self.ttl is not None:
-            await self._let_expire()
-
-    async def _let_expire(self) -> None:
-        """Let items expire, unless they do."""
-        try:
-            await self.ask("update_time_to_live", TimeToLiveSpecification={"Enabled": True, "AttributeName": "expires"})
-        except StorageError:  # which it also is to say so twice, or to be one of two who say so
-            lives = (await self.ask("describe_time_to_live"))["TimeToLiveDescription"]
-            if lives.get("AttributeName") != "expires" or lives["TimeToLiveStatus"] not in {"ENABLED", "ENABLING"}:
-                raise
 
     async def get(self, id: str, fields: str = "", signal: str = "") -> Item | None:
         """Read the item of a record that has not expired."""
@@ -94,29 +95,12 @@ class Table:
         """Read those of up to 100 items that are there, in any order."""
         return await self._batch("get", "UnprocessedKeys", {"Keys": keys, "ConsistentRead": True}) if keys else []
 
-    async def get_records(self, ids: Iterable[str]) -> list[Record]:
-        """Read records, those of them that are there."""
-        items = await self.get_each([ddb.key(id) for id in dict.fromkeys(ids)])
-        records = [await self.as_record(item) for item in items if ddb.living(item)]
-        return sorted(record for record in records if record is not None)
-
-    async def as_record(self, item: Item) -> Record | None:
-        """Return an item as a record, or ``None`` when the parts of its input are gone."""
-        ddb.check_version(item)
-        input = await self.read_data(item["id"]["S"], item["input"])
-        if input is None:
-            return None
-        return Record(item["id"]["S"], input=input, **ddb.decode(item, ddb.CHANGING + ddb.FIXED))
+    async def put_each(self, items: list[Item]) -> None:
+        """Write up to 25 items, whatever is there."""
+        await self._batch("write", "UnprocessedItems", [{"PutRequest": {"Item": item}} for item in items])
 
     async def update(
-        self,
-        key: Item,
-        update: str,
-        check: str,
-        values: Mapping[str, Any],
-        *,
-        signal: str = "",
-        returns: str = "NONE",
+        self, key: Item, update: str, check: str, values: Mapping[str, Any], *, signal: str = "", returns: str = "NONE"
     ) -> Item:
         """Change an item; with ``ALL_NEW``, return it as it then stands."""
         request = ddb.expressions(values, signal, UpdateExpression=update, ConditionExpression=check)
@@ -124,100 +108,16 @@ class Table:
         item: Item = answer.get("Attributes", {})
         return item
 
+    async def delete(self, id: str, parts: Iterable[str]) -> None:
+        """Delete items of an execution."""
+        left = iter(parts)
+        while batch := [{"DeleteRequest": {"Key": ddb.key(id, part)}} for part in islice(left, _WRITTEN)]:
+            await self._batch("write", "UnprocessedItems", batch)
+
     async def drop(self, id: str, parts: Iterable[str]) -> None:
         """Delete items of an execution that nobody looks at any more, as far as that can be done."""
         with suppress(StorageError):  # what they belonged to is settled, and the next removal tries again
             await self.delete(id, parts)
-
-    async def delete(self, id: str, parts: Iterable[str]) -> None:
-        """Delete items of an execution."""
-        left = iter(parts)
-        while batch := [{"DeleteRequest": {"Key": ddb.key(id, part)}} for part in islice(left, _DELETED)]:
-            await self._batch("write", "UnprocessedItems", batch)
-
-    async def clear(self, ended: Record) -> None:
-        """Delete what a run has left that another has taken the place of, but for signals that nobody has taken."""
-        # All of that run: its name, and "#" or ":".
-        items = await self.get_all(ended.id, "#part", f"{ended.run}#", f"{ended.run};")
-        left = dict.fromkeys(item["part"]["S"] for item in items)
-        if any(ddb.SENT in part for part in left) and (item := await self.get(ended.id, "#pending")):
-            for signal in item["pending"]["M"].values():
-                for part in ddb.parts_of(signal["M"]["data"]):
-                    left.pop(part, None)
-        await self.drop(ended.id, left)
-
-    async def write_data(self, id: str, stem: str, data: bytes, limit: int, later: int) -> Value:
-        """Return bytes as a value; if there are more than `limit`, they are written in parts, and it says where."""
-        if len(data) <= limit:
-            return {"B": data}
-        stem = f"{stem}:{new_run()}"
-        left, expires = enumerate(split(data, ddb.PART)), self.expires(later)
-        while batch := [
-            {"PutRequest": {"Item": ddb.key(id, f"{stem}:{number:06}") | {"data": {"B": part}} | expires}}
-            for number, part in islice(left, _BATCH)
-        ]:
-            await self._batch("write", "UnprocessedItems", batch)
-        return {"L": [ddb.value(stem), ddb.value(ceil(len(data) / ddb.PART))]}
-
-    async def read_data(self, id: str, value: Value) -> bytes | None:
-        """Return what `write_data` was given, or ``None`` when parts of it are gone."""
-        if "B" in value:
-            data: bytes = value["B"]
-            return data
-        whole, left = BytesIO(), iter(ddb.parts_of(value))
-        while parts := list(islice(left, _BATCH)):
-            items = await self.get_each([ddb.key(id, part) for part in parts])
-            if len(items) < len(parts):
-                return None
-            for item in sorted(items, key=lambda item: item["part"]["S"]):
-                whole.write(item["data"]["B"])
-        return whole.getvalue()
-
-    def expires(self, later: int) -> Item:
-        """Return what an item needs that is to expire then."""
-        return {} if self.ttl is None else {"expires": ddb.value(later)}
-
-    def terms(self, record: Record) -> tuple[int, int]:
-        """Return when the record is to expire, and when what is written with it: late enough for any shorter lease."""
-        ttl = self.ttl or 0.0
-        last = max(time(), record.changed, record.rings_at or 0.0, record.wake or 0.0)
-        expires = ceil(min(last, ddb.FOREVER) + ttl)
-        return expires, ceil(expires + 2 * ttl)
-
-    async def renew(self, item: Item, expires: int, later: int) -> int | None:
-        """Make all else of an execution outlive its record.
-
-        All else is sure to live to the record's ``until``, and what is new is refused unless it lives to ``target``.
-
-        Args:
-            item: The record.
-            expires: When the record is to expire.
-            later: When new items are to expire.
-
-        Returns:
-            When new items have to expire instead; ``None``: nothing was to be done.
-        """
-        if self.ttl is None:
-            return None
-        until, target = (int(item[name]["N"]) if name in item else 0 for name in ("until", "target"))
-        if until >= expires:
-            return target if target > later else None
-        id = item["id"]["S"]
-        if target < expires:  # or else another has begun to renew it, and what it has done is done
-            target = ceil(expires + self.ttl)
-        values = {"target": target, "held_run": item["run"]}
-        with suppress(Refused):
-            # From here on nothing is written that lives less long: what is listed then is all there is to prolong.
-            check = "#run = :held_run AND (attribute_not_exists(#target) OR #target <= :target)"
-            await self.update(ddb.key(id), "SET #target = :target", check, values)
-            for old in await self.get_all(id, "#part, #expires"):
-                part = old["part"]["S"]
-                if part != ddb.RECORD and int(old.get("expires", {"N": 0})["N"]) < target:
-                    with suppress(Refused):
-                        await self.update(ddb.key(id, part), "SET #expires = :target", "attribute_exists(#id)", values)
-            check = "#run = :held_run AND #target = :target"
-            await self.update(ddb.key(id), "SET #until = :target", check, values)
-        return max(target, later)
 
     async def _batch(self, what: str, rest: str, wanted: Any) -> list[Item]:
         """Make a request for many items until DynamoDB has done all of it; return what it answered."""
@@ -229,7 +129,7 @@ class Table:
                 return items
             wanted = answer[rest][self.name]
             await self._wait(attempt)
-        raise StorageError(f"DynamoDB: {operation} was not completed in {ddb.ATTEMPTS} attempts: {ddb.THROTTLED}")
+        raise StorageError(f"DynamoDB: {operation} was not completed in {ddb.ATTEMPTS} attempts: {_THROTTLED}")
 
     async def ask_both(self, *requests: dict[str, dict[str, Any]]) -> None:
         """Make several changes, or none of them."""
@@ -258,13 +158,21 @@ class Table:
                 if but is not None and but in str(error):
                     return {}
                 attempt += 1
-                if attempt == ddb.ATTEMPTS or not codes & ddb.BUSY:
-                    raise ddb.explain(error) from error
+                if attempt == ddb.ATTEMPTS or not codes & _BUSY:
+                    raise explain(error) from error
             except BotoCoreError as error:
-                raise ddb.explain(error) from error
+                raise explain(error) from error
             else:
                 return answer
             await self._wait(attempt)
+
+    async def wait_until_ready(self) -> None:
+        """Wait until the table is there and ready."""
+        try:
+            waiter = self.client.get_waiter("table_exists")
+            await settle(waiter.wait(TableName=self.name, WaiterConfig=_PATIENCE))
+        except BotoCoreError as error:
+            raise explain(error) from error
 
     async def _wait(self, attempt: int) -> None:
         seconds = min(1.0, 0.02 * 2**attempt) * random()  # noqa: S311 - only so that two do not meet again
@@ -274,3 +182,17 @@ class Table:
             await sleep_async(seconds)
         else:
             sleep(seconds)  # noqa: ASYNC251 - a plain client has no event loop
+
+
+def explain(error: BotoCoreError | ClientError) -> StorageError:
+    """Return what the client says, with a remedy."""
+    # What botocore itself raises may have a response too, which is none of DynamoDB's.
+    response: dict[str, Any] = error.response if isinstance(error, ClientError) else {}
+    reasons: list[dict[str, str]] = response.get("CancellationReasons", [])
+    told = " ".join([str(error), *(reason.get("Message") or "" for reason in reasons)])
+    codes = [*(reason.get("Code", "") for reason in reasons), response.get("Error", {}).get("Code", "")]
+    refused = response.get("ResponseMetadata", {}).get("HTTPStatusCode", _FAILED) < _FAILED
+    remedy = next((_REMEDIES[code] for code in codes if code in _REMEDIES), _REFUSED if refused else _UNKNOWN)
+    if isinstance(error, BotoCoreError):
+        remedy = "check that it can be reached, and the client's region, endpoint and credentials"
+    return StorageError(f"DynamoDB: {' '.join(told.split())}: {remedy}")

@@ -400,7 +400,7 @@ class TestSizes:
         assert len(items(storage, "zero")) == 1
 
     def test_more_than_a_page_of_records(self, storage: Any, other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("sequential.stores.dynamodb._PAGE", 5)
+        monkeypatch.setattr("sequential.stores.dynamodb_indexes._PAGE", 5)
         ids = [f"id-{number:02}" for number in range(60)]
         for number, id in enumerate(ids):
             storage.claim(Record(id, "run", "w", due=NOW + number), NOW, True)
@@ -912,14 +912,14 @@ class TestSchema:
     @pytest.fixture
     def create(self, storage: Any, dynamodb_server: DynamoServer) -> Iterator[Callable[..., Any]]:
         """Let a table be there that differs from ours, and return a storage over it."""
-        from sequential.stores import dynamodb_items as ddb
+        from sequential.stores.dynamodb_indexes import TABLE
 
         made = list[Any]()
 
         def create(**fields: Any) -> Any:
             made.append(created := another(storage, dynamodb_server, ttl=1e6))
             created._table.name = new_table()
-            wanted = {name: value for name, value in (ddb.TABLE | fields).items() if value}
+            wanted = {name: value for name, value in (TABLE | fields).items() if value}
             named = re.findall(r"'AttributeName': '(\w+)', 'KeyType'", str(wanted))
             wanted["AttributeDefinitions"] = [
                 {"AttributeName": name, "AttributeType": "N" if name == "rings" else "S"} for name in sorted({*named})
@@ -938,9 +938,9 @@ class TestSchema:
             foreign.create_schema()
 
     def test_a_table_without_all_that_is_needed(self, create: Callable[..., Any]) -> None:
-        from sequential.stores import dynamodb_items as ddb
+        from sequential.stores.dynamodb_indexes import TABLE
 
-        due, ids = ddb.TABLE["GlobalSecondaryIndexes"]
+        due, ids = TABLE["GlobalSecondaryIndexes"]
         no_due, no_ids = "an index 'due' of shard, rings", "an index 'ids' of shard, id, status, workflow"
         for indexes, missing in (
             ([], f"{no_due}, {no_ids}"),
@@ -956,9 +956,9 @@ class TestSchema:
                 create(GlobalSecondaryIndexes=indexes).create_schema()
 
     def test_a_table_with_more_than_is_needed(self, create: Callable[..., Any]) -> None:
-        from sequential.stores import dynamodb_items as ddb
+        from sequential.stores.dynamodb_indexes import TABLE
 
-        due, ids = (index | {"Projection": {"ProjectionType": "ALL"}} for index in ddb.TABLE["GlobalSecondaryIndexes"])
+        due, ids = (index | {"Projection": {"ProjectionType": "ALL"}} for index in TABLE["GlobalSecondaryIndexes"])
         made = create(GlobalSecondaryIndexes=[due, ids, ids | {"IndexName": "more"}])
         made.create_schema()
         record = held(made)
@@ -1277,7 +1277,7 @@ class TestValues:
 
     def test_the_earliest_comes_first(self, storage: Any, other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """Though in the index what is held stands earlier, and among others, in any order."""
-        monkeypatch.setattr("sequential.stores.dynamodb._PAGE", 1)
+        monkeypatch.setattr("sequential.stores.dynamodb_indexes._PAGE", 1)
         start, due = NOW - NOW % 64, list[Record]()
         for number in range(40):
             seconds = start + 1 + number * 37 % 101
