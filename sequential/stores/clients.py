@@ -7,12 +7,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
+from math import inf
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from ..blocking import complete, is_blocked
 from ..codec import Codec, JSONCodec
 from ..errors import EventLoopNeeded, Fenced, NotInstalled, StorageError
-from ..storage import Journal, Maybe, Record, Result, settle
+from ..storage import Journal, Maybe, Record, Result, is_number, settle
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -160,6 +161,17 @@ class Recent(Generic[T]):
             if len(self._values) > self._most:
                 del self._values[next(iter(self._values))]
         return before
+
+
+def check_ttl(ttl: float | None) -> float | None:
+    """Return the `ttl` of a storage if executions can expire after it.
+
+    Raises:
+        ValueError: When it is not above 0.
+    """
+    if ttl is None or (is_number(ttl) and 0 < ttl < inf):
+        return ttl
+    raise ValueError(f"ttl= is a number of seconds above 0, or left out to keep executions for ever: not {ttl!r}")
 
 
 def split(data: bytes, size: int) -> Iterator[bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from math import inf
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
@@ -13,7 +12,7 @@ from ..errors import Fenced
 from ..storage import CLOSED, Record, Result, new_run, refuses, settle
 from . import dynamodb_indexes as indexes
 from . import dynamodb_items as ddb
-from .clients import ClientJournal, Recent, extra, plain_or_async
+from .clients import ClientJournal, Recent, check_ttl, extra, plain_or_async
 from .dynamodb_parts import as_record, clear, parts_of, read_data
 from .dynamodb_records import Records, restless
 from .dynamodb_table import Refused, Table, explain
@@ -56,9 +55,7 @@ class DynamoDBStorage(ClientJournal):
         super().__init__(codec)
         if not re.fullmatch(r"[A-Za-z0-9_.-]{3,255}", table):
             raise ValueError(f"table= is the name of a table, 3 to 255 characters of A-Z a-z 0-9 _ . -, not {table!r}")
-        if ttl is not None and not 0 < ttl < inf:
-            raise ValueError(f"ttl= is a number of seconds above 0, or None, not {ttl!r}")
-        self._table, self._ttl = Table(client, table), ttl
+        self._table, self._ttl = Table(client, table), check_ttl(ttl)
         self._records = Records(self._table, ttl)
         self._large = Recent[list[str]](_KNOWN)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from math import inf
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -12,7 +11,7 @@ from ..codec import Codec
 from ..errors import Fenced, InvalidName, StorageError
 from ..storage import CLOSED, Record, Result, is_name, new_run, refuses, settle
 from . import firestore_documents as docs
-from .clients import ClientJournal, extra, plain_or_async
+from .clients import ClientJournal, check_ttl, extra, plain_or_async
 from .firestore_documents import ABSENT, Fields, Stored
 from .firestore_executions import Executions
 from .firestore_requests import Requests
@@ -74,13 +73,11 @@ class FirestoreStorage(ClientJournal):
                 f"collection= is the name of a collection, 1 to 200 characters without / and spaces, and not like "
                 f"__this__: not {collection!r}"
             )
-        if ttl is not None and not 0 < ttl < inf:
-            raise ValueError(f"ttl= is in seconds, and above 0: not {ttl!r} (leave it out to keep executions for ever)")
         self._client: Any = client
         self._records: Any = self._client.collection(collection)
         self._requests = Requests(client, timeout)
         self._values = Values(self._records, self._requests)
-        self._executions = Executions(self._records, ttl, self._requests, self._values)
+        self._executions = Executions(self._records, check_ttl(ttl), self._requests, self._values)
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> FirestoreStorage:

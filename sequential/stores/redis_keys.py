@@ -22,12 +22,12 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable
 from contextlib import suppress
-from math import inf
 from os import urandom
 from typing import Any, TypeAlias
 
 from ..errors import Fenced, StorageError
 from . import redis_lua as lua
+from .clients import check_ttl
 from .redis_macros import DONE, NEW, REFUSED
 from .redis_records import joined
 from .redis_scripts import Scripts
@@ -54,10 +54,8 @@ class Keys:
                 f"prefix= begins the names of keys; it is not empty and has no braces, NUL or lone surrogates: "
                 f"not {prefix!r}"
             )
-        if ttl is not None and not _is_time(ttl):
-            raise ValueError(f"ttl= is a number of seconds, above 0, or left out for ever: not {ttl!r}")
         self._scripts, self._is_cluster = scripts, scripts.is_cluster
-        self._prefix, self._ttl = prefix, b"" if ttl is None else repr(float(ttl)).encode()
+        self._prefix, self._ttl = prefix, b"" if (seconds := check_ttl(ttl)) is None else repr(float(seconds)).encode()
         begin = f"{{{prefix}}}" if self._is_cluster else prefix
         self._indexes = self._due, self._ids = f"{begin}due".encode(), f"{begin}ids".encode()
 
@@ -177,7 +175,3 @@ class Keys:
     async def _forget(self, index: bytes, id: str, name: bytes) -> None:
         """Remove an entry that no record names, or will ever name."""
         await self._scripts.run(lua.INDEX, (index,), "ZREM", b"%b %b" % (id.encode(), name))
-
-
-def _is_time(ttl: object) -> bool:
-    return isinstance(ttl, (int, float)) and not isinstance(ttl, bool) and 0 < ttl < inf

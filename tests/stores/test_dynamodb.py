@@ -1296,7 +1296,7 @@ class TestValues:
             ):
                 DynamoDBStorage(storage._table.client, table=table)
         for ttl in (0, -1.0, math.nan, math.inf):
-            with pytest.raises(ValueError, match="ttl= is a number of seconds above 0, or None, not"):
+            with pytest.raises(ValueError, match="ttl= is a number of seconds above 0, or left out to"):
                 DynamoDBStorage(storage._table.client, ttl=ttl)
 
     def test_without_the_driver(self) -> None:
