@@ -26,7 +26,7 @@ import obstore
 import pytest
 from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, ObjectStore, S3Store
 
-from sequential import FlowExecutor, Paused, again, tool, wait
+from sequential import FlowExecutor, again, tool, wait
 from sequential.blocking import blocking
 from sequential.errors import Fenced, NotInstalled, StorageError
 from sequential.storage import Journal, Record, Result, settle
@@ -40,7 +40,7 @@ from tests.servers.azurite import AzuriteServer
 from tests.servers.gcs import GcsServer
 from tests.servers.proxy import Proxy
 from tests.servers.seaweed import SeaweedServer
-from tests.stores.support import OnServer
+from tests.stores.support import Crowd, OnServer
 from tests.support import echo
 
 NOW = 1_700_000_000.0
@@ -813,50 +813,19 @@ def test_a_server_that_is_away_is_an_error_that_says_so(monkeypatch: pytest.Monk
             method(*arguments)
 
 
-def test_killed_and_restarted_in_the_midst_of_executions(own_server: OwnServer) -> None:  # noqa: C901 - one story
-    """The server is killed in the midst of 60 executions at once, of three steps each, and started again."""
+@pytest.mark.parametrize("budget", [0, math.inf])
+def test_the_server_is_killed_in_the_midst_of_200_executions(own_server: OwnServer, budget: float) -> None:
     server = own_server(SeaweedServer())
-    storage = ObjectStorage(S3Store(**server.options, retry_config=retries(5)))
-    called: list[tuple[str, int]] = []
-    killed = asyncio.Event()
 
-    async def call(category: str, name: str, input: Any) -> Any:
-        called.append((name, input))
-        if len(called) == 90 and not killed.is_set():
-            killed.set()
-            server.kill()
-            await asyncio.to_thread(server.restart)
-        return input
+    async def call(category: str, name: str, input: int) -> int:
+        return input**2
 
-    def workflow(input: dict[str, int]) -> Generator[Any, Any, Any]:
-        name = f"{input['n']}"
-        return [(yield tool("t", name, 0)), (yield tool("t", name, 1)), (yield tool("t", name, 2))]
+    async def run() -> None:
+        storage = ObjectStorage(S3Store(**server.options, retry_config=retries(5)))
+        flow = FlowExecutor(storage, call=call, budget=budget, lease=0.5, retain=True)
+        await Crowd(flow, 200).run_and_kill(server)
 
-    flow = FlowExecutor(storage, call=call, retain=True, lease=3.0)
-
-    async def run(number: int) -> Any:
-        id, failures = f"id-{number}", 0
-        while True:
-            try:
-                value = await flow.execute(workflow, id, {"n": number})
-            except StorageError:
-                failures += 1
-                assert failures < 1000
-                await asyncio.sleep(0.02)
-            else:
-                if not isinstance(value, Paused):
-                    return value
-                if value.reason == "busy":
-                    await asyncio.sleep(0.01)
-
-    async def run_all() -> None:
-        assert await asyncio.gather(*(run(number) for number in range(60))) == [[0, 1, 2]] * 60
-        for number in range(60):
-            steps = await flow.history(f"id-{number}")
-            assert [(each["asked"], each["result"]) for each in steps] == [(f"tool t.{number}", n) for n in range(3)]
-
-    asyncio.run(run_all())
-    assert killed.is_set()
+    asyncio.run(run())
 
 
 # Whole workflows.
