@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import inspect
 import io
 import json
 import re
@@ -66,6 +67,22 @@ def test_the_query_of_the_readme_finds_what_it_says(namespace: dict[str, Any], p
 
 def test_the_tables_of_the_readme_are_those_of_the_storage(namespace: dict[str, Any]) -> None:
     assert TABLES.strip() == namespace["storage"].schema.strip()
+
+
+def test_the_methods_of_the_readme_are_those_of_the_executor() -> None:
+    told = dict(re.findall(r"^\| `(\w+)\((.*?)\)` \|", README.partition("### What an executor does")[2], re.MULTILINE))
+    methods = {
+        name: method
+        for name, method in vars(FlowExecutor).items()
+        if name[0] != "_" and f"{name}_sync" in vars(FlowExecutor)
+    }
+    assert told == {
+        name: ", ".join(
+            each if parameter.default is parameter.empty else f"{each}={parameter.default!r}"
+            for each, parameter in [*inspect.signature(method).parameters.items()][1:]
+        )
+        for name, method in methods.items()
+    }
 
 
 def test_the_tests_of_the_readme_pass(namespace: dict[str, Any]) -> None:
