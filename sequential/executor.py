@@ -19,6 +19,7 @@ from .errors import (
 )
 from .invocation import Invocation
 from .observe import Event, Observer
+from .requests import is_storable
 from .setup import GRACE, Paused, Setup, Status
 from .storage import (
     CLOSED,
@@ -90,7 +91,8 @@ class FlowExecutor:
     ) -> None:
         if not (is_number(lease) and lease > 0 and is_number(budget, 0)):
             raise ValueError(
-                f"lease= is a number of seconds above 0, and budget= one not below 0: got {lease=} and {budget=}"
+                f"lease= is a number of seconds above 0, and budget= one not below 0, each an int or a float: got "
+                f"{lease=} and {budget=}"
             )
         hooks.check_functions(call=call, resume=resume, observe=observe, clock=clock)
         if not is_whole(version, -(2**63), 2**63 - 1):
@@ -384,11 +386,16 @@ class FlowExecutor:
             after: The last id of the list before; left out, from the first on.
 
         Raises:
-            ValueError: When there is no such status, or `limit` is below 1.
+            ValueError: When there is no such status, `workflow` is no name, or `limit` is below 1.
+            InvalidId: When `after` cannot be an id.
             NotSupported: On a storage of five methods.
         """
-        if status is not None and status not in STATUSES:
+        if status is not None and not (isinstance(status, str) and status in STATUSES):
             raise ValueError(f"there is no status {status!r}: it is one of {', '.join(sorted(STATUSES))}")
+        if workflow is not None and not (isinstance(workflow, str) and is_storable(workflow)):
+            raise ValueError(f"workflow= is the name of a workflow, not {workflow!r:.100}")
+        if after:
+            check_id(after)
         records = await settle(self._setup.journal.find(after or "", upkeep.check_limit(limit), status, workflow))
         return [self._status(record) for record in records]
 

@@ -13,7 +13,7 @@ from .calls import INTERRUPTED
 from .codec import fingerprint
 from .context import executing
 from .errors import message_of
-from .requests import Gather, Request, Tool, Version, parse, sleep, tool
+from .requests import FAR, Gather, Request, Tool, Version, parse, sleep, tool
 from .storage import is_number
 
 P = ParamSpec("P")
@@ -347,7 +347,7 @@ class _Backoff:
                 f"0 to 1, got {attempts=}, {factor=}, {delay=}, {max_delay=}, {jitter=}"
             )
         self._attempts, self._delay, self._factor = attempts, delay, factor
-        self._max_delay, self._jitter, self._wants = max_delay, jitter, _predicate(retry_on)
+        self._max_delay, self._jitter, self._wants = min(max_delay, FAR / 2), jitter, _predicate(retry_on)
 
     def repeat(self, make: Callable[[], _Step], seed: Any) -> Generator[Request, Any, tuple[Any, ToolError | None]]:
         """Do what `make` makes until it succeeds, and return as `_attempt` does."""

@@ -21,7 +21,7 @@ from .storage import is_name, is_number
 
 Request = dict[str, Any]
 
-_FAR = 1e12
+FAR = 1e12
 """Seconds (thirty thousand years): more is an error of somebody's arithmetic."""
 
 
@@ -230,10 +230,10 @@ def _parse_other(value: dict[Any, Any]) -> Step | Version | None:
         return _SAVE
     if kind == "__version" and asked is True:
         return _VERSION
-    if kind == "__sleep" and is_number(asked, -_FAR, _FAR):
+    if kind == "__sleep" and is_number(asked, -FAR, FAR):
         return Sleep(float(asked))
     if kind == "__wait" and isinstance(asked, (list, tuple)) and len(asked) == 2:  # noqa: PLR2004 - name, timeout
         name, timeout = asked
-        if is_name(name) and (timeout is None or is_number(timeout, -_FAR, _FAR)):
+        if is_name(name) and (timeout is None or is_number(timeout, -FAR, FAR)):
             return Wait(name, None if timeout is None else float(timeout))
     return None

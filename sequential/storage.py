@@ -147,7 +147,7 @@ def is_name(name: object) -> bool:
 
 def is_number(value: object, least: float = -inf, most: float = inf) -> TypeGuard[float]:
     """Whether `value` is an int or a float, and from `least` to `most`."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+    return isinstance(value, (int, float)) and least <= value <= most
 
 
 def is_whole(value: object, least: float = -inf, most: float = inf) -> TypeGuard[int]:

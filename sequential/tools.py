@@ -103,8 +103,8 @@ class Tools:
             )
         if timeout is not None and not (is_number(timeout, 0, TIMEOUT_MAX) and timeout > 0):
             raise ValueError(
-                f"the timeout of a tool must be above 0 seconds, and at most {TIMEOUT_MAX:g}, not {timeout!r:.100}: "
-                f"leave it out for none"
+                f"the timeout of a tool is an int or a float above 0, in seconds, and at most {TIMEOUT_MAX:g}, not "
+                f"{timeout!r:.100}: leave it out for none"
             )
         if function is None:
             return lambda function: self.add(category, function, name=name, timeout=timeout)

@@ -133,3 +133,9 @@ def test_the_fake_clock_moves_only_when_told() -> None:
     assert clock() == clock() == 5.0
     clock.advance(2.5)
     assert clock() == 7.5
+
+
+@pytest.mark.parametrize("wrong", [5, "x", {}])
+def test_what_cannot_perform_a_tool_is_refused(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="call= must be a function, got"):
+        crash_points(workflow, call=wrong)

@@ -448,6 +448,8 @@ def test_a_clock_that_cannot_be_advanced_so_stands_still(wrong: Any) -> None:
     with pytest.raises(ValueError, match=f"time passes by a number of seconds, not {wrong!r}"):
         clock.advance(wrong)
     assert clock() == 5
+    with pytest.raises(ValueError, match=f"time passes by a number of seconds, not {wrong!r}"):
+        FakeClock(wrong)
 
 
 @pytest.mark.parametrize(("left", "margin"), [(3.0, 1.0), (30.0, 6.0), (900.0, 10.0), (-1.0, 1.0)])

@@ -193,6 +193,8 @@ def test_without_jitter_the_delays_are_exact() -> None:
         retry(tool("api", "x"), attempts=2000, delay=1e-9, max_delay=math.inf, factor=1, jitter=0), fails("x")
     )
     assert len(trace) == 3999
+    _, trace = driven(retry(tool("api", "x"), attempts=20, delay=1, max_delay=math.inf, factor=10), fails("x"))
+    assert trace[-2] <= 1e12  # the longest sleep there is
 
 
 def test_jitter_spreads_executions_and_is_the_same_at_every_replay() -> None:

@@ -1151,6 +1151,17 @@ def test_executions_are_listed_page_by_page() -> None:
         ValueError, match="there is no status 'Stuck': it is one of cancelled, diverged, failed, finished"
     ):
         flow.list_sync("Stuck")
+    several: Any = ["stuck"]
+    with pytest.raises(ValueError, match=r"there is no status \['stuck'\]"):
+        flow.list_sync(several)
+    names: list[Any] = [steps, 5, "\ud800", "a\0"]
+    for name in names:
+        with pytest.raises(ValueError, match="workflow= is the name of a workflow, not"):
+            flow.list_sync(workflow=name)
+    places: list[Any] = [5, "/"]
+    for after in places:
+        with pytest.raises(InvalidId):
+            flow.list_sync(after=after)
     assert flow.list_sync()[1] == status_of(flow, "id-1")
 
 

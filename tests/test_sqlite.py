@@ -114,7 +114,13 @@ def test_a_deleted_execution_leaves_no_row(path: Path, storage: SQLiteStorage) -
     connection.close()
 
 
-@pytest.mark.parametrize("option", ["OFF", "full", None])
+@pytest.mark.parametrize(("path", "timeout"), [(None, 1.0), (5, 1.0), (b"a.db", 1.0), ("a.db", "5"), ("a.db", None)])
+def test_what_is_no_file_or_no_time_is_refused(path: Any, timeout: Any) -> None:
+    with pytest.raises(TypeError, match="path= is a file's, and timeout= a number of seconds: got"):
+        SQLiteStorage(path, timeout=timeout)
+
+
+@pytest.mark.parametrize("option", ["OFF", "full", None, []])
 def test_a_durability_that_is_none_is_refused(path: Path, option: Any) -> None:
     with pytest.raises(ValueError, match="synchronous must be 'FULL' or 'NORMAL'"):
         SQLiteStorage(path, synchronous=option)

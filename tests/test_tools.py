@@ -186,8 +186,8 @@ def test_what_cannot_be_a_tool_is_refused_with_the_remedy() -> None:
         )
     for timeout in (0, -1.0, math.nan, math.inf, "3"):
         assert wrong(tools, "api", timeout=timeout) == (
-            f"ValueError: the timeout of a tool must be above 0 seconds, and at most {threading.TIMEOUT_MAX:g}, not "
-            f"{timeout!r}: leave it out for none"
+            "ValueError: the timeout of a tool is an int or a float above 0, in seconds, and at most "
+            f"{threading.TIMEOUT_MAX:g}, not {timeout!r}: leave it out for none"
         )
 
 

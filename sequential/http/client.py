@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 from ..blocking import usable_loop
 from ..context import current
 from ..errors import CallbackFailed
+from ..hooks import check_functions
 from ..storage import Maybe, check_id, is_number, is_whole, then
 from .callback import Callback, hops
 from .signing import Secret, Signer
@@ -42,6 +43,9 @@ _RETRIES = 1
 
 _INSTANT = 0.001
 """Seconds: a timeout of 0 would mean not to wait at all."""
+
+_DAY = 86_400.0
+"""Seconds: what is much longer, an operating system does not take for a time to wait."""
 
 _FINE = range(200, 300)
 _BUSY = 409
@@ -89,8 +93,9 @@ class HttpResume:
                 "HttpResume needs secret=, the one that the handler checks (sequential.http.new_secret() makes one), "
                 "or else insecure=True, if something before the handler checks who rings: one of the two"
             )
-        if not all(is_number(seconds) and seconds > 0 for seconds in (ack_timeout, connect_timeout)):
-            raise ValueError(f"{ack_timeout=} and {connect_timeout=} must be above 0 seconds")
+        check_functions(post=post)
+        if not all(is_number(seconds, 0, _DAY) and seconds > 0 for seconds in (ack_timeout, connect_timeout)):
+            raise ValueError(f"{ack_timeout=} and {connect_timeout=} must be above 0 seconds, and at most a day")
         if not (hop_limit is None or is_whole(hop_limit, 1)):
             raise ValueError(f"hop_limit= is at least 1, or None, not {hop_limit!r}")
         self._url = _checked(url, plain=post is not None)

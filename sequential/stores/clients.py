@@ -169,7 +169,7 @@ def check_ttl(ttl: float | None) -> float | None:
     Raises:
         ValueError: When it is not above 0.
     """
-    if ttl is None or (is_number(ttl) and 0 < ttl < inf):
+    if ttl is None or (is_number(ttl) and 0 < ttl < inf and ttl is not True):  # which would be a second
         return ttl
     raise ValueError(f"ttl= is a number of seconds above 0, or left out to keep executions for ever: not {ttl!r}")
 

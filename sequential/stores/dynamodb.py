@@ -46,6 +46,7 @@ class DynamoDBStorage(ClientJournal):
 
     Raises:
         StorageError: From every method, naming what failed and the remedy.
+        TypeError: When `client` is none of DynamoDB.
         ValueError: When `table` cannot be a table's name, or `ttl` is not above 0.
     """
 

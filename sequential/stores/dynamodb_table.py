@@ -69,9 +69,14 @@ class Table:
     Args:
         client: That of boto3, or one of aiobotocore.
         name: The table's name.
+
+    Raises:
+        TypeError: When `client` is none of DynamoDB.
     """
 
     def __init__(self, client: Any, name: str) -> None:
+        if not hasattr(client, "transact_write_items"):
+            raise TypeError(f'client= is boto3.client("dynamodb"), or one of aiobotocore, not {client!r:.100}')
         self.client, self.name = client, name
         self.is_async = is_async(client.close)  # aiobotocore's requests only return what is to be awaited
 

@@ -55,6 +55,7 @@ class FirestoreStorage(ClientJournal):
 
     Raises:
         StorageError: From every method, naming what failed, and the remedy.
+        TypeError: When `client` is none.
         ValueError: When `collection` cannot be the name of a collection, or `ttl` is not a number above 0.
     """
 
@@ -68,6 +69,8 @@ class FirestoreStorage(ClientJournal):
         timeout: float = 30.0,
     ) -> None:
         super().__init__(codec)
+        if not isinstance(client, (Client, AsyncClient)):
+            raise TypeError(f"client= is a Client or an AsyncClient of google.cloud.firestore, not {client!r:.100}")
         if not re.fullmatch(r"(?!\.{1,2}$|__.*__$)[^/\s]{1,200}", collection):
             raise ValueError(
                 f"collection= is the name of a collection, 1 to 200 characters without / and spaces, and not like "

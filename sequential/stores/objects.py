@@ -85,7 +85,10 @@ class ObjectStorage(ClientJournal):
         if url.startswith("file:"):
             if not url.removeprefix("file://").startswith("/") or not url.removeprefix("file://").strip("/"):
                 raise StorageError(f"object store: {url!r} names no folder: write file:///path/of/folder")
-            options = {"mkdir": True, "automatic_cleanup": True, **options}
+            known = {"mkdir": True, "automatic_cleanup": True}
+            if unknown := ", ".join(options.keys() - known.keys()):  # obstore would pass over it
+                raise StorageError(f"object store: a folder has no option {unknown}: it has {' and '.join(known)}")
+            options = {**known, **options}
         elif not url.partition("://")[2]:
             raise StorageError(f"object store: {url!r} names no bucket: write {url}bucket/path")
         with explained():

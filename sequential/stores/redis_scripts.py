@@ -50,7 +50,8 @@ class Scripts:
     """
 
     def __init__(self, client: Client) -> None:
-        if not hasattr(client, "get_encoder") or hasattr(client, "execute") or isinstance(client, type):
+        is_client = hasattr(client, "get_encoder") and hasattr(client, "execute_command")
+        if not is_client or hasattr(client, "execute") or isinstance(client, type):
             raise TypeError(
                 f"client= is a client of redis-py, like redis.Redis(), and {client!r} is none: "
                 f"from a URL, a storage is made by RedisStorage.from_url(url)"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..codec import Codec, JSONCodec
 from ..errors import Fenced, StorageError
-from ..storage import CLOSED, FRESH, Journal, Record, Result, as_result, refuses
+from ..storage import CLOSED, FRESH, Journal, Record, Result, as_result, is_number, refuses
 from . import sqlite_sql as sql
 from .owner import is_dead
 from .sqlite_file import File
@@ -36,6 +36,7 @@ class SQLiteStorage(Journal):
 
     Raises:
         StorageError: From every method, naming the file, what failed, and the remedy.
+        TypeError: When `path` or `timeout` is something else.
         ValueError: When `path` is a URL, or `synchronous` neither of the two.
     """
 
@@ -47,9 +48,11 @@ class SQLiteStorage(Journal):
         timeout: float = 10.0,
         codec: Codec | None = None,
     ) -> None:
+        if not isinstance(path, (str, os.PathLike)) or not is_number(timeout, 0):
+            raise TypeError(f"path= is a file's, and timeout= a number of seconds: got {path!r:.100} and {timeout!r}")
         if str(path).startswith("sqlite:"):
             raise ValueError(f"path= is a file's, and {path!r} is a URL: write SQLiteStorage.from_url({path!r})")
-        if synchronous not in {"FULL", "NORMAL"}:
+        if synchronous not in ("FULL", "NORMAL"):
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', got {synchronous!r}")
         self.codec = codec or JSONCodec()
         self._file = File(path, timeout)

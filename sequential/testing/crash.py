@@ -13,7 +13,7 @@ from ..codec import JSONCodec
 from ..context import current
 from ..errors import Diverged, SequentialError, describe
 from ..executor import FlowExecutor
-from ..hooks import Call, find_call, refuse_unfit
+from ..hooks import Call, check_functions, find_call, refuse_unfit
 from ..observe import Event
 from ..setup import Paused
 from ..storage import Journal, Maybe, PlainJournal, Record, Result, Storage, journal_for, new_id, settle, then
@@ -61,7 +61,9 @@ def crash_points(
             ``once=True`` twice, or asks a tool for something else on replay; the text says where the process had
             died.  An exception of the workflow itself is an end like any other.
         SequentialError: When the undisturbed run is ended by one.
+        TypeError: When `call` is no function.
     """
+    check_functions(call=call)
     storage = MemoryStorage() if storage is None else storage
     return asyncio.run(count_crash_points(workflow, input, call, storage, signals))
 

@@ -10,10 +10,14 @@ class FakeClock:
 
     Args:
         now: The time to begin with, in seconds since the epoch.
+
+    Raises:
+        ValueError: When it is not a number.
     """
 
     def __init__(self, now: float = 1_700_000_000.0) -> None:
-        self.now = now
+        self.now = 0.0
+        self.advance(now)
 
     def __call__(self) -> float:
         """Return the time in seconds since the epoch."""

@@ -317,13 +317,19 @@ def test_https_and_this_host_are_good(url: str) -> None:
     "options",
     [
         {}, {"secret": SECRET, "insecure": True}, {"secret": SECRET, "ack_timeout": 0}, {"secret": SECRET, "connect_timeout": "3"}, {"secret": SECRET, "hop_limit": 0},
-        {"secret": SECRET, "hop_limit": "4"},
+        {"secret": SECRET, "hop_limit": "4"}, {"secret": SECRET, "ack_timeout": float("inf")},
         {"secret": SECRET, "connect_timeout": -1}, {"secret": SECRET, "ack_timeout": float("nan")},
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"HttpResume needs|above 0 seconds|at least 1"):
         HttpResume("https://example.org", **options)
+
+
+def test_what_cannot_post_is_refused() -> None:
+    nothing: Any = 5
+    with pytest.raises(TypeError, match="post= must be a function, got 5"):
+        HttpResume("https://example.org", SECRET, post=nothing)
 
 
 def test_an_id_that_would_lead_elsewhere_is_refused() -> None:

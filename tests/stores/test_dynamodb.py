@@ -1288,8 +1288,14 @@ class TestValues:
             assert other.due(start + 102, limit) == due[:limit]
 
     def test_arguments(self, storage: Any) -> None:
+        import boto3
+
         from sequential.stores.dynamodb import DynamoDBStorage
 
+        others: list[Any] = [None, boto3, boto3.client("s3", region_name="eu-north-1")]
+        for client in others:
+            with pytest.raises(TypeError, match=r'client= is boto3\.client\("dynamodb"\), or one of aiobotocore, not'):
+                DynamoDBStorage(client)
         for table in ("ab", "a b", "a/b", "x" * 256, ""):
             with pytest.raises(
                 ValueError, match=r"table= is the name of a table, 3 to 255 characters of A-Z a-z 0-9 _ . -,"

@@ -860,6 +860,12 @@ class TestUse:
 
         from sequential.stores.firestore import FirestoreStorage
 
+        clients: list[Any] = [None, Client, "project"]
+        for client in clients:
+            with pytest.raises(
+                TypeError, match=r"client= is a Client or an AsyncClient of google\.cloud\.firestore, not"
+            ):
+                FirestoreStorage(client, collection=name)
         with pytest.raises(ValueError, match="collection= is the name of a collection, 1 to 200 characters without /"):
             FirestoreStorage(Client(project="test"), collection=name)
 

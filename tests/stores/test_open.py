@@ -72,6 +72,11 @@ def test_a_folder_that_is_none(url: str) -> None:
         open_storage(url)
 
 
+def test_a_folder_has_no_options_of_others(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="a folder has no option ttl: it has mkdir and automatic_cleanup"):
+        open_storage(f"file://{tmp_path}", ttl=3600)
+
+
 def test_a_bucket_that_is_none() -> None:
     with pytest.raises(StorageError, match="'s3://' names no bucket: write s3://bucket/path"):
         open_storage("s3://")

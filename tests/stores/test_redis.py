@@ -1124,7 +1124,7 @@ class TestUse:
     def test_what_is_no_client(self) -> None:
         import redis
 
-        wrong: list[Any] = ["redis://127.0.0.1", redis.Redis, None, redis.Redis().pipeline()]
+        wrong: list[Any] = ["redis://127.0.0.1", redis.Redis, None, redis.Redis().pipeline(), redis.ConnectionPool()]
         for client in wrong:
             with pytest.raises(TypeError, match=r"is none: from a URL, a storage is made by RedisStorage\.from_url"):
                 RedisStorage(client)
