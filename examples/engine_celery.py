@@ -25,6 +25,7 @@ from celery import Celery  # type: ignore[import-untyped]
 from redis import Redis
 
 from sequential import FlowExecutor, tool
+from sequential.patterns import check
 from sequential.stores.redis import RedisStorage
 
 URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
@@ -44,7 +45,7 @@ def count(input: dict[str, list[str]]) -> Generator[Any, Any, int]:
     """Count the words of several files, each in an invocation of its own."""
     words = 0
     for path in input["paths"]:
-        words += yield tool("files", "words", {"path": path})
+        words += check((yield tool("files", "words", {"path": path})))
     return words
 
 
@@ -82,7 +83,7 @@ def main(folders: list[str]) -> None:
     for folder in map(Path, folders):
         while (status := flow.status_sync(folder.name)) is not None and status.status == "running":
             time.sleep(0.05)
-        print(f"{folder.name}: {status and status.value}")
+        print(f"{folder.name}: {status and (status.error or status.value)}")
 
 
 if __name__ == "__main__":

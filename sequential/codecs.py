@@ -82,9 +82,13 @@ class Encrypted:
 
     Raises:
         StorageError: From ``loads``, when the box refuses the bytes.
+        TypeError: When `box` cannot encrypt.
     """
 
     def __init__(self, box: Box, codec: Codec | None = None) -> None:
+        if not (hasattr(box, "encrypt") and hasattr(box, "decrypt")):
+            # Not shown, for it may be the key.
+            raise TypeError(f"box= encrypts and decrypts, as Fernet(key) does: a {type(box).__name__} does not")
         self._box, self._codec = box, codec or JSONCodec()
 
     def dumps(self, value: Any, /) -> bytes:

@@ -154,6 +154,8 @@ class FlowExecutor:
     async def start(self, workflow: Workflow[Any], input: Any = None, id: str | None = None) -> str:
         """Record an execution, ring for its first invocation and return its id; a second time, ring again.
 
+        One that has ended or is parked stays as it is, and nobody is rung: `status` tells.
+
         Args:
             workflow: As for `execute`.
             input: As for `execute`; here it comes before the id.

@@ -102,3 +102,9 @@ def test_what_the_inner_codec_refuses() -> None:
 def test_what_does_not_say_how_to_compress(wrong: Any) -> None:
     with pytest.raises(ValueError, match="above= is a number of bytes, and level= from 1 to 9: got above="):
         Compressed(JSONCodec(), **wrong)
+
+
+@pytest.mark.parametrize("box", [KEY, KEY.decode(), None])
+def test_a_key_is_no_box_and_is_not_shown(box: Any) -> None:
+    with pytest.raises(TypeError, match=r"^box= encrypts and decrypts, as Fernet\(key\) does: a \w+ does not$"):
+        Encrypted(box)

@@ -1137,6 +1137,18 @@ def test_frequent_mistakes_are_told_with_their_remedy() -> None:
         assert str(caught.value).endswith(f"which is not a request: {remedy}")
 
 
+@pytest.mark.parametrize("several", [list, tuple])
+def test_the_calls_of_a_list_one_by_one_are_told_with_the_remedy(several: Any) -> None:
+    def one_by_one() -> Flow:
+        yield from several([tool("a", "b"), tool("a", "c")])
+
+    with pytest.raises(AttributeError, match="has no attribute 'send'") as caught:
+        FlowExecutor(MemoryStorage(), call=echo, budget=math.inf).execute_sync(one_by_one)
+    assert caught.value.__notes__ == [
+        "a list of calls is yielded as it is: write `yield [...]`, not `yield from [...]`"
+    ]
+
+
 @pytest.mark.parametrize("request_", [tool("a", "b"), save(), sleep(5), wait("go"), version()])
 def test_a_request_that_is_returned_is_a_mistake(request_: Any) -> None:
     def forgets(input: Any) -> Flow:
