@@ -90,7 +90,7 @@ class Progress:
         except StopIteration as stop:
             return self._ended(stop.value)
         except Exception as error:
-            if str(error).endswith("_iterator' object has no attribute 'send'"):
+            if type(error) is AttributeError and str(error).endswith("_iterator' object has no attribute 'send'"):
                 error.add_note("a list of calls is yielded as it is: write `yield [...]`, not `yield from [...]`")
             return Raised(error)
 
