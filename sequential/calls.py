@@ -7,7 +7,7 @@ from typing import Any
 
 from . import hooks
 from .blocking import CannotWait, running_loop
-from .codec import encode, fingerprint
+from .codec import as_bytes, fingerprint
 from .context import being_called
 from .errors import HookNotConfigured, NotEncodable, SequentialError, UnknownTool, message_of
 from .lease import LARGE, Lease
@@ -209,12 +209,12 @@ class Caller:
 
     def _result(self, call: ToolCall) -> Result:
         """Encode what a call came to."""
-        request, record = call.request, call.record
+        request, record, codec = call.request, call.record, self._setup.journal.codec
         if self._setup.observer.listens or call.raised is not None:
             self._setup.observer.tell("called", record, request.label, call.raised)
             call.raised = None  # it holds the tool's frames, and by way of them this call
         try:
-            data = encode(self._setup.journal.codec, call.box.pop())
+            data = as_bytes(codec, codec.dumps(call.box.pop()))
         except Exception as refused:
             whose = f"the result of {request.label} (step {record.step} of execution {record.id!r})"
             raise NotEncodable(whose, message_of(refused)) from refused

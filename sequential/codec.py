@@ -40,15 +40,14 @@ class Codec(Protocol):
         ...
 
 
-def encode(codec: Codec, value: Any) -> bytes:
-    """Return what a codec makes of a value.
+def as_bytes(codec: Codec, data: object) -> bytes:
+    """Return what a codec has made of a value.
+
+    It is the caller who calls the codec, and gives the value up at that: held here, it would be in memory once more.
 
     Raises:
         TypeError: When it is not bytes.
-        Exception: What the codec raises.
     """
-    data: object = codec.dumps(value)
-    del value
     if isinstance(data, bytes):
         return data
     raise TypeError(f"{type(codec).__name__}.dumps() returned a {type(data).__name__}, not bytes")

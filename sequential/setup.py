@@ -5,7 +5,7 @@ from time import time
 from typing import Any, NamedTuple
 
 from . import hooks
-from .codec import encode
+from .codec import as_bytes
 from .context import being_called
 from .errors import NotEncodable, message_of
 from .observe import Observer
@@ -43,7 +43,7 @@ class Setup:
     def encode(self, value: Any, whose: str) -> bytes:
         """Return `value` as bytes; `whose` it is, is said when the codec refuses it."""
         try:
-            return encode(self.journal.codec, value)
+            return as_bytes(self.journal.codec, self.journal.codec.dumps(value))
         except Exception as error:
             raise NotEncodable(whose, message_of(error)) from error
 

@@ -13,7 +13,7 @@ from os import urandom
 from time import time
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeVar, cast
 
-from .codec import Codec, JSONCodec, encode
+from .codec import Codec, JSONCodec, as_bytes
 from .errors import Fenced, InvalidId, NotEncodable, NotSupported
 
 T = TypeVar("T")
@@ -367,7 +367,7 @@ class Journal(ABC):
 
     def set_result(self, id: str, step: int, data: Any, /) -> Any:
         """Keep the result of a step."""
-        result = Result(step, data=encode(self.codec, data))
+        result = Result(step, data=as_bytes(self.codec, self.codec.dumps(data)))
         return self._write(id, lambda record: self.commit(record, record.token - 1, result))
 
     def _write(self, id: str, write: Callable[[Record], Maybe[None]]) -> Maybe[None]:

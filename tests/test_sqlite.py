@@ -114,6 +114,27 @@ def test_a_deleted_execution_leaves_no_row(path: Path, storage: SQLiteStorage) -
     connection.close()
 
 
+def test_a_large_result_is_in_memory_no_more_than_twice_while_it_is_written(path: Path) -> None:
+    tracemalloc = pytest.importorskip("tracemalloc")
+    size = 20_000_000
+
+    def one() -> Generator[Any, Any, int]:
+        return len((yield tool("api", "large"))["text"])
+
+    def call(category: str, name: str, input: Any) -> Any:
+        return {"text": "x" * size}
+
+    flow = FlowExecutor(SQLiteStorage(path), call=call)
+    tracemalloc.start()
+    try:
+        flow.execute_sync(one, "x")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.2 * size
+    assert flow.execute_sync(one, "x") == size
+
+
 @pytest.mark.parametrize(("path", "timeout"), [(None, 1.0), (5, 1.0), (b"a.db", 1.0), ("a.db", "5"), ("a.db", None)])
 def test_what_is_no_file_or_no_time_is_refused(path: Any, timeout: Any) -> None:
     with pytest.raises(TypeError, match="path= is a file's, and timeout= a number of seconds: got"):
