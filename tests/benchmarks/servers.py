@@ -487,12 +487,23 @@ def claim_and_commit(storages: list[Any], rounds: int) -> list[tuple[float, floa
 
 
 def explained(connection: Any, storage: Any) -> list[str]:
-    """Return the plans of a claim and of a commit, without doing either."""
-    record = storage.find("", 1)[0]
-    claim = (2e9, record.id, 1e9, *record, -1, False, record.id, record.id)
-    commit = (2, 1, None, 2e9, 1e9, record.id, record.run, 1, 5000, "tool", 1, DATA, 1.0, 1.0, None)
+    """Do a claim and a commit, and return the plans of their statements."""
+    asked: list[tuple[str, Any]] = []
+    connections = storage._connections
+    execute, now = connections.execute, next(times_to_claim)
+
+    def watched(sql: str, values: Any, **options: Any) -> Any:
+        asked.append((sql, values))
+        return execute(sql, values, **options)
+
+    (record,) = storage.find("", 1)
+    connections.execute = watched
+    held, _ = storage.claim(record._replace(run="", lease=now + 60), now, False)
+    step = held._replace(token=held.token + 1, step=held.step + 1, status="running", due=None, changed=now)
+    storage.commit(step, held.token, Result(held.step, "tool api.call", 1, DATA, now, now))
+    connections.execute = execute
     plans: list[str] = []
-    for sql, values in ((storage._sql.claim, claim), (storage._sql.step, commit)):
+    for sql, values in asked:
         lines = connection.execute(f"EXPLAIN (COSTS off) {sql}", values).fetchall()
         plans += [*(line for (line,) in lines if "Scan" in line or "Cond" in line), ""]
     return plans

@@ -29,6 +29,7 @@ from sequential.testing import (
     StorageTests,
     crash_points,
 )
+from tests.benchmarks.servers import explained
 from tests.conftest import OwnServer
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import Proxy
@@ -404,6 +405,15 @@ class TestTrouble:
             with pytest.raises(StorageError, match="statement timeout: raise statement_timeout, or find out"):
                 storage.commit(record._replace(token=2), 1)
         assert storage.read("one") == record
+
+    def test_a_claim_and_a_commit_find_their_execution_by_an_index(self, storage: Any) -> None:
+        held(storage, lease=0.0)
+        connection = storage._connections.client
+        connection.execute("SET enable_seqscan = off")  # of a table so small, it would be quicker
+        plans = explained(connection, storage)
+        assert plans.count("") == 2
+        assert sum(line.endswith("Index Cond: (id = 'one'::text)") for line in plans) >= 2
+        assert not [line for line in plans if "Seq Scan" in line and "executions" in line]
 
     def test_statements_that_are_always_in_the_way(self, storage: Any) -> None:
         import psycopg
