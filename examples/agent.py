@@ -12,17 +12,15 @@ of an HTTP chat-completions endpoint), ``MODEL_NAME`` and ``MODEL_KEY`` in the e
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Generator
 from typing import Any
 
-from sequential import FlowExecutor, Paused, tool
+from sequential import FlowExecutor, tool
 from sequential.patterns import retry
 from sequential.stores.sqlite import SQLiteStorage
 from sequential.tools import Tools
@@ -102,14 +100,9 @@ def agent(input: dict[str, str]) -> Generator[Any, Any, str]:
 
 
 def work() -> None:
-    """Be one process: begin the execution, or go on with it, to its end."""
-    flow = FlowExecutor(SQLiteStorage("agent.db"), call=tools, budget=math.inf, workflows=[agent])
-    outcome: Any = flow.execute_sync(agent, "agent-1", {"task": TASK})
-    while isinstance(outcome, Paused):  # the model was away, and is asked again after a sleep
-        time.sleep(0.1)  # in reality a minute, by a cron job
-        for id in flow.sweep_sync():
-            outcome = flow.resume_sync(id)
-    print(f"agent-1: {outcome}")
+    """Be one process: begin the execution, or go on with it, to its end, asleep while the model is away."""
+    flow = FlowExecutor(SQLiteStorage("agent.db"), call=tools)
+    print(f"agent-1: {flow.run_sync(agent, 'agent-1', {'task': TASK})}")
 
 
 def main() -> None:

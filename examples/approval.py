@@ -69,7 +69,7 @@ def main(timeout: bool) -> None:
             outcomes[id] = flow.resume_sync(id)
 
     terms = {"amount": 90, "patience": 1.0 if timeout else 3 * 24 * 3600}
-    id = flow.start_sync(payment, terms, "unanswered" if timeout else "answered")
+    id = flow.start_sync(payment, "unanswered" if timeout else "answered", terms)
     serve()
     if isinstance(outcomes[id], Paused):
         print(f"{id}: {outcomes[id].reason}; nothing runs now, and this process might as well end", flush=True)
@@ -82,7 +82,7 @@ def main(timeout: bool) -> None:
         serve()
     print(f"{id}: {outcomes[id]}", flush=True)
     if not timeout:
-        early = flow.start_sync(payment, {"amount": 20, "patience": 60}, "early")
+        early = flow.start_sync(payment, "early", {"amount": 20, "patience": 60})
         say_yes(early, "Eve")
         serve()
         print(f"{early}: {outcomes[early]}")

@@ -102,7 +102,7 @@ class Default(WorkerEntrypoint):
                     return await asgi.fetch(asgi_app(self.flow, self.secret), request, self.env, self.ctx)
                 case "POST", ["orders"]:
                     items = parse_qs(url.query).get("item", [])
-                    return Response.from_json({"id": await self.flow.start(order, {"items": items})}, 202)
+                    return Response.from_json({"id": await self.flow.start(order, input={"items": items})}, 202)
                 case "GET", ["orders", id] if status := await self.flow.status(id):
                     return Response.from_json({"status": status.status, "value": status.value})
                 case "POST", ["orders", id, "approve"]:

@@ -45,7 +45,7 @@ def main() -> None:
         print(flow.execute_sync(diagnose, "letter-1", {"patient": "Ada"}))
         storage.close()
     with sqlite3.connect("encrypted.db") as connection:
-        stored = b"".join(data for (data,) in connection.execute("SELECT data FROM sequential_results"))
+        stored = b"".join(data for (data,) in connection.execute("SELECT data FROM sequential_entries"))
     connection.close()
     print(
         f"{len(stored)} bytes are stored, and {'Ada is' if b'Ada' in stored else 'no patient is'} to be found in them"

@@ -1,13 +1,14 @@
 """Celery on Redis carries the ring: any number of workers share the executions, and one may be killed in mid-run.
 
-In three terminals, the worker on as many machines as you like::
+In three terminals of one machine, as many workers as you like::
 
-    pip install -e ".[redis]" celery && cd examples
+    pip install -e . "celery[redis]" && cd examples
     celery -A engine_celery worker
     celery -A engine_celery beat                # one of these: it has the late ones swept every minute
     python engine_celery.py FOLDER FOLDER ...   # counts the words of the files in each folder
 
-``REDIS_URL`` says where the server is, redis://127.0.0.1:6379/0 if left out.
+``REDIS_URL`` says where the server is, redis://127.0.0.1:6379/0 if left out.  Executions are in ``counts.db``, or in
+another store that ``SEQUENTIAL_STORE`` names (see `sequential.stores.open`).
 
 A server for trying: ``docker run --rm -p 6379:6379 valkey/valkey:9 --appendonly yes --appendfsync always``.
 """
@@ -22,14 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery  # type: ignore[import-untyped]
-from redis import Redis
 
-from sequential import FlowExecutor, tool
+from sequential import FlowExecutor, stores, tool
 from sequential.patterns import check
-from sequential.stores.redis import RedisStorage
 
 URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
-LEASE = float(os.environ.get("LEASE_SECONDS", "120"))  # a worker that is silent for so long is taken for dead
+LEASE = float(os.environ.get("LEASE_SECONDS", "60"))  # a worker that is silent for so long is taken for dead
 SWEEP = float(os.environ.get("SWEEP_SECONDS", "60"))
 
 app = Celery("engine_celery", broker=URL)
@@ -60,7 +59,7 @@ def ring(id: str) -> None:
     app.send_task("engine_celery.resume", (id,))
 
 
-storage = RedisStorage(Redis.from_url(URL))
+storage = stores.open(os.environ.get("SEQUENTIAL_STORE", "sqlite:///counts.db"))
 flow = FlowExecutor(storage, call=call, resume=ring, workflows=[count], lease=LEASE, retain=True)
 
 
@@ -79,7 +78,7 @@ def sweep() -> None:
 def main(folders: list[str]) -> None:
     """Start an execution for each folder, and tell what they have come to."""
     for folder in map(Path, folders):
-        flow.start_sync(count, {"paths": sorted(str(path.resolve()) for path in folder.iterdir())}, folder.name)
+        flow.start_sync(count, folder.name, {"paths": sorted(str(path.resolve()) for path in folder.iterdir())})
     for folder in map(Path, folders):
         while (status := flow.status_sync(folder.name)) is not None and status.status == "running":
             time.sleep(0.05)

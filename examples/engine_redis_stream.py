@@ -1,13 +1,14 @@
 """A Redis stream carries the ring: its consumer group gives each to one worker, and one may be killed in mid-run.
 
-In three terminals, the worker on as many machines as you like::
+In three terminals of one machine, as many workers as you like::
 
-    pip install -e ".[redis]" && cd examples
+    pip install -e . redis && cd examples
     python engine_redis_stream.py work
     python -m sequential sweep engine_redis_stream:flow --every 60
     python engine_redis_stream.py FOLDER FOLDER ...     # counts the words of the files in each folder
 
-``REDIS_URL`` says where the server is, redis://127.0.0.1:6379/0 if left out.
+``REDIS_URL`` says where the server is, redis://127.0.0.1:6379/0 if left out.  Executions are in ``counts.db``, or in
+another store that ``SEQUENTIAL_STORE`` names (see `sequential.stores.open`).
 
 A server for trying: ``docker run --rm -p 6379:6379 valkey/valkey:9 --appendonly yes --appendfsync always``.
 """
@@ -27,12 +28,11 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from sequential import FlowExecutor, tool
+from sequential import FlowExecutor, stores, tool
 from sequential.patterns import check
-from sequential.stores.redis import RedisStorage
 
 URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
-LEASE = float(os.environ.get("LEASE_SECONDS", "120"))  # a worker that is silent for so long is taken for dead
+LEASE = float(os.environ.get("LEASE_SECONDS", "60"))  # a worker that is silent for so long is taken for dead
 STREAM, GROUP = "rings", "workers"
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,8 @@ def ring(id: str) -> None:
     redis.xadd(STREAM, {"id": id})
 
 
-flow = FlowExecutor(RedisStorage(redis), call=call, resume=ring, workflows=[count], lease=LEASE, retain=True)
+storage = stores.open(os.environ.get("SEQUENTIAL_STORE", "sqlite:///counts.db"))
+flow = FlowExecutor(storage, call=call, resume=ring, workflows=[count], lease=LEASE, retain=True)
 
 
 def work() -> None:
@@ -84,7 +85,7 @@ def work() -> None:
 def main(folders: list[str]) -> None:
     """Start an execution for each folder, and tell what they have come to."""
     for folder in map(Path, folders):
-        flow.start_sync(count, {"paths": sorted(str(path.resolve()) for path in folder.iterdir())}, folder.name)
+        flow.start_sync(count, folder.name, {"paths": sorted(str(path.resolve()) for path in folder.iterdir())})
     for folder in map(Path, folders):
         while (status := flow.status_sync(folder.name)) is not None and status.status == "running":
             time.sleep(0.05)

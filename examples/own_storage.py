@@ -58,7 +58,7 @@ def call(category: str, name: str, input: Any) -> int:
 def main(path: str) -> None:
     """Run to the end, one invocation after the other."""
     storage = ShelveStorage(path)
-    outcome: Any = Paused("square", -1, "")
+    outcome: Any = Paused("square", -1, "tool")
     while isinstance(outcome, Paused):
         # A new executor each time, as in a new process: all it knows is in the storage.
         outcome = FlowExecutor(storage, call=call).execute_sync(workflow, "square", {"number": 3})

@@ -43,8 +43,8 @@ def main() -> None:
     rung: list[str] = []  # a real hook makes an HTTP request, which another process serves
     storage = SQLiteStorage("polling.db")
     flow = FlowExecutor(storage, call=tools, resume=rung.append, workflows=[watch], budget=math.inf)
-    id = flow.start_sync(watch, {"job": "render", "round": 1}, "watch-render")
-    outcome: Any = Paused(id, -1, "")
+    id = flow.start_sync(watch, "watch-render", {"job": "render", "round": 1})
+    outcome: Any = Paused(id, -1, "tool")
     while isinstance(outcome, Paused):
         while not rung:
             time.sleep(0.02)  # in reality a minute, by a cron job

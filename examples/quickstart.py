@@ -128,8 +128,9 @@ class World(ThreadingHTTPServer):
             else:
                 print(line, flush=True)
         if function.returncode == -signal.SIGKILL and not self.over.is_set():
-            print(f"  pid {function.pid}: killed in the middle of a call; the sweep rings again", flush=True)
-            FlowExecutor(SQLiteStorage(DATABASE), resume=self.resume).sweep_sync()
+            # Half a minute later, a sweep would ring too.
+            print(f"  pid {function.pid}: killed in the middle of a call; it is rung again", flush=True)
+            FlowExecutor(SQLiteStorage(DATABASE), resume=self.resume).ring_sync(id)
         elif function.returncode:
             self.over.set()
 
@@ -196,7 +197,7 @@ def main(kill: bool) -> None:
     if kill:
         world.kill_at = random.randint(1, max(1, 5 - (before.step if before else 0)))
     try:
-        flow.start_sync(digest, {"user_id": 123}, EXECUTION)
+        flow.start_sync(digest, EXECUTION, {"user_id": 123})
         while not world.over.wait(timeout=1.0):
             pass
     except KeyboardInterrupt:

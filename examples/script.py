@@ -1,12 +1,11 @@
 """In a script: run a workflow to its end, and if the script dies half-way, run it again to go on.
 
-``budget=math.inf`` performs all steps in one invocation; each is still saved as it is done.
+`run_sync` goes on to the end, whatever the workflow waits for; each step is still saved as it is done.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 import urllib.request
 from collections.abc import Generator
@@ -36,8 +35,8 @@ def call(category: str, name: str, input: Any) -> int:
 def main(paths: list[str]) -> None:
     """Measure files, as documents of the web."""
     urls = [Path(path).resolve().as_uri() for path in paths]
-    flow = FlowExecutor(SQLiteStorage("script.db"), call=call, budget=math.inf)
-    print(json.dumps(flow.execute_sync(measure, "measure", {"urls": urls})))
+    flow = FlowExecutor(SQLiteStorage("script.db"), call=call)
+    print(json.dumps(flow.run_sync(measure, "measure", {"urls": urls})))
 
 
 if __name__ == "__main__":

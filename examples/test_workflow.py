@@ -5,13 +5,12 @@ Run it with ``pytest examples/test_workflow.py``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator
 from typing import Any
 
 from sequential import FlowExecutor, Paused, tool
 from sequential.stores.memory import MemoryStorage
-from sequential.testing import FakeClock, StorageTests, crash_points
+from sequential.testing import FakeClock, StorageTests, crash_points, run
 
 
 def order(input: dict[str, Any]) -> Generator[Any, Any, dict[str, Any]]:
@@ -31,13 +30,11 @@ def call(category: str, name: str, input: Any) -> Any:
 
 
 def test_a_good_order_is_shipped() -> None:
-    flow = FlowExecutor(MemoryStorage(), call=call, budget=math.inf)
-    assert flow.execute_sync(order, input={"card": "good", "to": "Ada"}) == {"shipped": True, "parcel": 7}
+    assert run(order, {"card": "good", "to": "Ada"}, call=call) == {"shipped": True, "parcel": 7}
 
 
 def test_a_refused_card_ships_nothing() -> None:
-    flow = FlowExecutor(MemoryStorage(), call=call, budget=math.inf)
-    outcome = flow.execute_sync(order, input={"card": "expired", "to": "Ada"})
+    outcome = run(order, {"card": "expired", "to": "Ada"}, call=call)
     assert outcome == {"shipped": False, "because": "the card has expired"}
 
 

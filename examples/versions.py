@@ -80,7 +80,7 @@ def main() -> None:
     print(f"           it is {parked.status}, and keeps its {parked.step} recorded step")
 
     wednesday = FlowExecutor(storage, call=call, workflows=[Wednesday.order], version=2, budget=math.inf)
-    print(f"Wednesday: order-1 ends as {wednesday.resume_sync('order-1')}")
+    print(f"Wednesday: order-1 ends as {wednesday.resume_sync('order-1', parked=True)}")
     print(f"           order-2 ends as {wednesday.execute_sync(Wednesday.order, 'order-2', {'order': 2})}")
 
     for day, workflow in (("Tuesday", Tuesday.order), ("Wednesday", Wednesday.order)):

@@ -57,7 +57,7 @@ def order(input: dict[str, Any]) -> Generator[Any, Any, Any]:
     return {"receipt": receipt, "parcel": check((yield tool("post", "ship", {"item": input["item"]})))}
 
 
-# SQLite answers at once; of a store on the network, bring the async client, lest it block the loop (store_postgres.py).
+# SQLite answers at once; of a store on the network, bring the async client, lest it block the loop.
 storage = stores.open(os.environ.get("SEQUENTIAL_STORE", "sqlite:///orders.db"))
 ring = HttpResume(os.environ["SEQUENTIAL_URL"], SECRET)
 flow = FlowExecutor(storage, call=call, resume=ring, workflows=[order], retain=True)
@@ -71,7 +71,7 @@ async def answer(method: str, path: str, query: dict[str, str]) -> tuple[int, An
             case "POST", ["orders"]:
                 if "item" not in query:
                     return 400, {"error": "which item?"}
-                return 202, {"id": await flow.start(order, {"item": query["item"]})}
+                return 202, {"id": await flow.start(order, input={"item": query["item"]})}
             case "GET", ["orders", id] if status := await flow.status(id):
                 return 200, {"status": status.status, "value": status.value}
             case "POST", ["orders", id, "approve"]:

@@ -72,7 +72,7 @@ def begin(request: HttpRequest) -> JsonResponse:
     """Start an execution."""
     if "item" not in request.GET:
         return JsonResponse({"error": "which item?"}, status=400)
-    return JsonResponse({"id": flow.start_sync(order, {"item": request.GET["item"]})}, status=202)
+    return JsonResponse({"id": flow.start_sync(order, input={"item": request.GET["item"]})}, status=202)
 
 
 def look(request: HttpRequest, id: str) -> JsonResponse:

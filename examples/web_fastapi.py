@@ -59,7 +59,7 @@ def order(input: dict[str, Any]) -> Generator[Any, Any, Any]:
     return {"receipt": receipt, "parcel": check((yield tool("post", "ship", {"item": input["item"]})))}
 
 
-# SQLite answers at once; of a store on the network, bring the async client, lest it block the loop (store_postgres.py).
+# SQLite answers at once; of a store on the network, bring the async client, lest it block the loop.
 storage = stores.open(os.environ.get("SEQUENTIAL_STORE", "sqlite:///orders.db"))
 ring = HttpResume(os.environ["SEQUENTIAL_URL"], SECRET)
 flow = FlowExecutor(storage, call=call, resume=ring, workflows=[order], retain=True)
@@ -87,7 +87,7 @@ app.mount("/flows", asgi_app(flow, SECRET))
 @app.post("/orders", status_code=202)
 async def begin(item: str) -> dict[str, str]:
     """Start an execution."""
-    return {"id": await flow.start(order, {"item": item})}
+    return {"id": await flow.start(order, input={"item": item})}
 
 
 @app.get("/orders/{id}")

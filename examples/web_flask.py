@@ -70,7 +70,7 @@ app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/flows": wsgi_app(flow, SECR
 @app.post("/orders")
 def begin() -> tuple[dict[str, str], int]:
     """Start an execution."""
-    return {"id": flow.start_sync(order, {"item": request.args["item"]})}, 202
+    return {"id": flow.start_sync(order, input={"item": request.args["item"]})}, 202
 
 
 @app.get("/orders/<id>")

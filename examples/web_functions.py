@@ -15,8 +15,8 @@ and elsewhere with the same environment, ID being what the first line answers, t
     curl -X POST http://127.0.0.1:8000/orders/ID/approve
     curl -X POST -H "Authorization: Bearer $CRON_TOKEN" http://127.0.0.1:8000/sweep
 
-In the cloud, where a file is lost with its instance, ``SEQUENTIAL_STORE`` is ``firestore://project``, and
-``SEQUENTIAL_URL`` the function's own.
+In the cloud, where a file is lost with its instance, ``SEQUENTIAL_STORE`` names a store that stays, and
+``SEQUENTIAL_URL`` is the function's own.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def answer(request: Request) -> tuple[dict[str, Any], int]:
     try:
         match request.method, request.path.split("/")[1:]:
             case "POST", ["orders"]:
-                return {"id": flow.start_sync(order, {"item": request.args["item"]})}, 202
+                return {"id": flow.start_sync(order, input={"item": request.args["item"]})}, 202
             case "GET", ["orders", id] if status := flow.status_sync(id):
                 return {"status": status.status, "value": status.value}, 200
             case "POST", ["orders", id, "approve"]:

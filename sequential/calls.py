@@ -1,249 +1,138 @@
-"""Performing tool calls: one, or several together."""
+"""A tool call in progress: it is only performed here, and written elsewhere."""
 
 import sys
-from collections.abc import Awaitable, Coroutine, Iterable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from . import hooks
-from .blocking import CannotWait, running_loop
-from .codec import as_bytes, fingerprint
-from .context import being_called
+from .branches import Branch
+from .codec import Codec, as_bytes
+from .context import Current, being_called
 from .errors import HookNotConfigured, NotEncodable, SequentialError, UnknownTool, message_of
-from .lease import LARGE, Lease
 from .requests import Tool
-from .setup import Setup
-from .storage import Record, Result, as_result, settle
-
-_ATOMS = frozenset({str, int, float, bool, type(None)})
-"""What holds nothing that could be changed."""
 
 INTERRUPTED = "interrupted"
 """What a call with ``once=True`` is answered with when it was started and nobody knows what became of it."""
 
 
-class ToolCall:
+class Unstorable(Exception):
+    """What a tool was to be given, or has given, cannot be stored.
+
+    Args:
+        error: What is to be raised once the execution is parked.
+    """
+
+    def __init__(self, error: NotEncodable) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class Call:
     """A tool call in progress.
 
     Args:
-        request: What to call.
-        record: The record of the execution, its ``step`` that of this call.
-        started: When, in seconds since the epoch.
+        branch: Who asks for it.
+        current: What the tool may know about it.
+        codec: How its input and its result become bytes.
+        started: When it begins, in seconds since the epoch.
+
+    Raises:
+        Unstorable: When the tool's input cannot be stored.
     """
 
-    __slots__ = ("box", "checksum", "error", "outcome", "raised", "record", "request", "started")
-
-    def __init__(self, request: Tool, record: Record, started: float) -> None:
-        self.request, self.record, self.started = request, record, started
-        self.checksum = fingerprint(request.input)
-        self.error: str | None = None
-        """The error's type, if the tool raised."""
-        self.raised: Exception | None = None
-        self.box: list[Any] = []
-        """What the tool came to, alone in a list, so that whoever needs it can take the only reference."""
+    def __init__(
+        self,
+        branch: Branch,
+        current: Current,
+        codec: Codec,
+        fingerprint: Callable[[Any], int | None],
+        started: float,
+    ) -> None:
+        request = branch.asked
+        assert isinstance(request, Tool)
+        self.branch, self.request, self.started = branch, request, started
+        self._current, self._codec = current, codec
+        try:
+            self._input = as_bytes(codec, codec.dumps(request.input))
+        except Exception as refused:
+            raise self._unstorable("input", refused) from refused
+        self.fingerprint = fingerprint(request.input)
+        self.data = b""
+        """What the codec has made of the result."""
+        self.error: BaseException | None = None
+        """What the tool raised."""
         self.outcome: Awaitable[Any] | None = None
         """What the hook returned, if that is still to be awaited."""
+        self.is_begun = True
+        """Whether something of it may have run."""
 
     def begin(self, hook: hooks.Call) -> Awaitable[Any] | None:
         """Call the hook, and return what it returned if that is to be awaited."""
-        request, token = self.request, being_called.set(self.record)
+        request, token = self.request, being_called.set(self._current)
         try:
-            outcome = hook(request.category, request.name, _copied(request.input))
+            # A copy, as every workflow's values are: what a tool does to its input, no replay would do again.
+            outcome = hook(request.category, request.name, self._codec.loads(self._input))
             if hasattr(outcome, "__await__"):
                 self.outcome = outcome
-            else:
-                self.box.append(outcome)
-        except SequentialError:
-            raise
-        except Exception as raised:
-            hooks.refuse_unfit(hook, request.label, raised)
-            self._fail(raised)
+                return self.outcome
+        except BaseException as raised:
+            outcome = self._failed(raised, hook)
         finally:
             being_called.reset(token)
-        return self.outcome
+        self._encode([outcome])
+        return None
 
     async def finish(self, outcome: Awaitable[Any]) -> None:
         """Await what the hook returned."""
-        self.outcome, token = None, being_called.set(self.record)
+        self.outcome, token = None, being_called.set(self._current)
         try:
-            self.box.append(await outcome)
-        except SequentialError:
-            raise
-        except Exception as raised:
-            self._fail(raised)
+            box = [await outcome]
+        except BaseException as raised:
+            box = [self._failed(raised)]
         finally:
             being_called.reset(token)
+        self._encode(box)
 
-    def _fail(self, error: Exception) -> None:
-        self.box, self.error, self.raised = [{"__error": message_of(error)}], type(error).__name__, error
+    def call_off(self) -> None:
+        """Call off what is still to be awaited."""
+        if isinstance(self.outcome, Coroutine):
+            self.outcome.close()
+            self.is_begun = False
+        elif self.outcome is not None:
+            getattr(self.outcome, "cancel", int)()
 
-
-class Caller:
-    """Performs the tool calls of one invocation.
-
-    Args:
-        setup: What the executor was given.
-        lease: The invocation's lease, to be kept while calls run.
-    """
-
-    __slots__ = ("_lease", "_setup")
-
-    def __init__(self, setup: Setup, lease: Lease) -> None:
-        self._setup, self._lease = setup, lease
-
-    async def call(self, request: Tool, record: Record) -> Result:
-        """Perform the next step, and return its result, an error of the tool as a value.
-
-        Args:
-            request: What to call.
-            record: The record of the execution, whose lease is kept.
-        """
-        call = ToolCall(request, record, self._setup.clock())
-        outcome = await self._begin_once(call, record) if request.once else self._begin(call, record)
-        if outcome is not None:
-            await self._finish(call, self._lease.hold_during(outcome, record), record)
-        return self._result(call)
-
-    async def call_together(self, requests: dict[int, Tool], record: Record) -> list[Result]:  # noqa: C901 - one act
-        """Perform several steps, and save each result as it is there, but for the last, which is to be committed.
-
-        What the hook returns at once is there in turn; what it returns to be awaited, at the same time.
-
-        Args:
-            requests: What to call, by its step.
-            record: The record of the execution, whose lease is kept.
-
-        Returns:
-            The results, in the order in which they came.
-        """
-        results: list[Result] = []
-        calls = [ToolCall(request, record._replace(step=step), 0.0) for step, request in requests.items()]
-        tasks: dict[Any, ToolCall] = {}
-        loop = running_loop()
-        alone = loop is None
-
-        async def keep(call: ToolCall) -> None:
-            results.append(self._result(call))
-            if len(results) < len(requests):
-                await self._save(record, results[-1])
-                done = call.record._replace(step=call.record.step + 1)
-                self._setup.observer.tell("committed", done, call.request.label)
-            await self._lease.keep_up(record)
-
+    def _failed(self, error: BaseException, hook: hooks.Call | None = None) -> dict[str, str]:
+        """Return a tool's error as its answer, and raise what is no tool's error."""
         try:
-            for call in calls:
-                call.started = self._setup.clock()
-                outcome = await self._begin_once(call, record) if call.request.once else self._begin(call, record)
-                if alone and outcome is not None:
-                    await self._finish(call, self._lease.hold_during(outcome, record), record)
-                if call.outcome is None:
-                    await keep(call)
-            for call in calls:
-                if call.outcome is not None:
-                    tasks[loop.create_task(self._finish(call, call.outcome, record))] = call
-            async for done in self._lease.hold_while(set(tasks), record):
-                failures: list[SequentialError] = []
-                for task in sorted(done, key=lambda task: tasks[task].record.step):
-                    try:
-                        task.result()
-                        await keep(tasks[task])
-                    except SequentialError as error:
-                        failures.append(error)
-                if failures:
-                    raise failures[0]
-        except BaseException as error:
-            await self._abandon(calls, tasks, record, error)
-            raise
-        return results
-
-    async def _save(self, record: Record, result: Result) -> None:
-        if len(result.data) > LARGE:
-            await self._lease.hold_over(record, self._setup.journal.save, record, result)
-        else:
-            await settle(self._setup.journal.save(record, result))
-
-    async def _abandon(self, calls: list[ToolCall], tasks: Iterable[Any], record: Record, error: BaseException) -> None:
-        """Cancel what runs, and call off what has not begun to."""
-        for task in tasks:
-            task.cancel()
-        if tasks and not isinstance(error, (GeneratorExit, CannotWait)):
-            await sys.modules["asyncio"].gather(*tasks, return_exceptions=True)
-        for call in calls:
-            if call.outcome is not None and _call_off(call.outcome) and not isinstance(error, GeneratorExit):
-                await self._unmark(call, record)
-
-    def _begin(self, call: ToolCall, record: Record) -> Awaitable[Any] | None:
-        """Call the hook, and return what of it is to be awaited."""
-        hook = hooks.find_call(call.request.label) if self._setup.call is None else self._setup.call
-        self._lease.hold(record, hook)
-        try:
-            return call.begin(hook)
-        finally:
-            self._lease.let_go()
-
-    async def _begin_once(self, call: ToolCall, record: Record) -> Awaitable[Any] | None:
-        """Save beforehand what whoever finds the call unfinished is to be answered with, then do as `_begin` does."""
-        journal, step = self._setup.journal, call.record.step
-        answer = journal.codec.dumps({"__error": INTERRUPTED})
-        mark = Result(step, call.request.label, call.checksum, answer, call.started, None, INTERRUPTED)
-        await settle(journal.save(record, mark))
-        try:
-            return self._begin(call, record)
-        except (HookNotConfigured, UnknownTool):  # nothing was started
-            await self._unmark(call, record)
-            raise
-
-    async def _finish(self, call: ToolCall, outcome: Awaitable[Any], record: Record) -> None:
-        """Await what the hook returned."""
-        try:
-            await call.finish(outcome)
+            if isinstance(error, SequentialError) or not (isinstance(error, Exception) or _is_its_own(error)):
+                raise error
+            if hook is not None:
+                hooks.refuse_unfit(hook, self.request.label, error)
         except (HookNotConfigured, UnknownTool):
-            await self._unmark(call, record)
+            self.is_begun = False
             raise
+        self.error = error
+        return {"__error": message_of(error)}
 
-    async def _unmark(self, call: ToolCall, record: Record) -> None:
-        """Take back that a call was started."""
-        if call.request.once:
-            with suppress(Exception):
-                await settle(self._setup.journal.save(record, Result(call.record.step)))
-
-    def _result(self, call: ToolCall) -> Result:
-        """Encode what a call came to."""
-        request, record, codec = call.request, call.record, self._setup.journal.codec
-        if self._setup.observer.listens or call.raised is not None:
-            self._setup.observer.tell("called", record, request.label, call.raised)
-            call.raised = None  # it holds the tool's frames, and by way of them this call
+    def _encode(self, box: list[Any]) -> None:
+        """Encode what the tool came to, alone in a list, so that the codec can give it up."""
         try:
-            data = as_bytes(codec, codec.dumps(call.box.pop()))
+            self.data = as_bytes(self._codec, self._codec.dumps(box.pop()))
         except Exception as refused:
-            whose = f"the result of {request.label} (step {record.step} of execution {record.id!r})"
-            raise NotEncodable(whose, message_of(refused)) from refused
-        ended = self._setup.clock()
-        return as_result((record.step, request.label, call.checksum, data, call.started, ended, call.error))
+            raise self._unstorable("result", refused) from refused
+
+    def _unstorable(self, what: str, refused: Exception) -> Unstorable:
+        whose = f"the {what} of {self.request.label} (step {self._current.step} of execution {self._current.id!r})"
+        return Unstorable(NotEncodable(whose, message_of(refused)))
 
 
-def _call_off(outcome: Awaitable[Any]) -> bool:
-    """Call off what was to be awaited, and return whether nothing of it has run."""
-    if isinstance(outcome, Coroutine):
-        outcome.close()
+def _is_its_own(error: BaseException) -> bool:
+    """Whether a tool has cancelled itself, nobody having cancelled the task that it runs in."""
+    asyncio: Any = sys.modules.get("asyncio")
+    if asyncio is None or not isinstance(error, asyncio.CancelledError):
+        return False
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
         return True
-    getattr(outcome, "cancel", int)()
-    return False
-
-
-def _copied(input: Any) -> Any:
-    """Return an input that a tool may change: the workflow keeps its own, as it will on replay."""
-    if not isinstance(input, (dict, list)):
-        return input
-    if _ATOMS.issuperset(map(type, input.values() if isinstance(input, dict) else input)):
-        return input.copy()  # what most inputs are; it takes a third of the time
-    copies: dict[int, Any] = {id(input): input.copy()}
-    containers = list(copies.values())
-    for container in containers:  # without recursion: it may be nested deeply, or hold itself
-        for key, value in container.items() if isinstance(container, dict) else enumerate(container):
-            if isinstance(value, (dict, list)):
-                if id(value) not in copies:
-                    copies[id(value)] = value.copy()
-                    containers.append(copies[id(value)])
-                container[key] = copies[id(value)]
-    return containers[0]
+    return task is None or not task.cancelling()

@@ -9,20 +9,26 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing, nullcontext, suppress
+from copy import copy
 from importlib import import_module
 from typing import Any
 
-from . import hooks, stores
-from .errors import SequentialError
+from . import stores
+from .errors import SequentialError, describe
 from .executor import FlowExecutor
 from .http import HttpResume
+from .observe import Observer
+from .record import Record
 from .sweeper import sweep_forever
 
 _SWEEP = """Ring every execution that is late: whose callback was lost, whose process died, whose time has come.
 
 Which executions, and how to ring, is told by an executor of yours (python -m sequential sweep app:flow), or by the URLs
 of the store and of the handler (python -m sequential sweep --store URL --url URL), which the environment may name:
-SEQUENTIAL_STORE, SEQUENTIAL_URL, and SEQUENTIAL_SECRET for what the handler checks. Any number may run at once."""
+SEQUENTIAL_STORE, SEQUENTIAL_URL, and SEQUENTIAL_SECRET for what the handler checks. Any number may run at once.
+
+What was rung is printed, an id in a line. What could not be rung is told on stderr, ends the command with 1, and is
+rung again by a later sweep."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: What comes behind ``python -m sequential``; left out, what this process was started with.
 
     Raises:
-        SystemExit: With 0, or a text that says what is wrong.
+        SystemExit: With 0; with 1 when something could not be rung; or with a text that says what is wrong.
     """
     parser = argparse.ArgumentParser(prog="python -m sequential", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="sweep")
@@ -60,15 +66,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 async def _sweep(flow: FlowExecutor, options: argparse.Namespace) -> None:
+    flow = copy(flow)
+    flow.setup = flow.setup._replace(observer=_Telling(flow.setup.observer))
     if options.every is None:
-        for id in await flow.sweep(options.limit):
+        swept = await flow.sweep(options.limit)
+        for id in swept:
             print(id)  # noqa: T201 - the answer of a command
+        if swept.failed:
+            raise SystemExit(1)
         return
     task = asyncio.current_task()
     assert task is not None
     with suppress(NotImplementedError):  # asyncio's own on Windows, which has no such signal: Ctrl-C ends it there
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     await sweep_forever(flow, options.every, options.limit)
+
+
+class _Telling(Observer):
+    """Tells of a ring that failed in one line, where a log would show a traceback.
+
+    Args:
+        inner: Whom to tell of everything else, and of this if it was given on purpose.
+    """
+
+    def __init__(self, inner: Observer) -> None:
+        self._inner, self.listens = inner, inner.listens
+
+    def tell(self, kind: str, record: Record, detail: str = "", error: BaseException | None = None) -> None:
+        """Tell of an event."""
+        if kind == "ring failed" and error is not None:
+            why = " ".join(describe(error).split())
+            print(f"sequential: execution {record.id!r} was not rung: {why}", file=sys.stderr)  # noqa: T201 - the same
+        if kind != "ring failed" or self.listens:
+            self._inner.tell(kind, record, detail, error)
 
 
 def _store(options: argparse.Namespace) -> str:
@@ -102,6 +132,6 @@ def _imported(app: str) -> FlowExecutor:
         raise SystemExit(f"sequential: there is no module {module} here: write module:name, as in app:flow") from None
     if not isinstance(found, FlowExecutor):
         raise SystemExit(f"sequential: {app} is no FlowExecutor: write module:name, as in app:flow")
-    if found._setup.resume is None and hooks.find_resume() is None:  # noqa: SLF001 - better now than in vain
+    if found.setup.ringing is None:  # better now than in vain
         raise SystemExit(f"sequential: {app} has no resume hook, so it can ring nobody: FlowExecutor(..., resume=f)")
     return found

@@ -111,12 +111,32 @@ class JSONCodec:
 
 
 def fingerprint(value: Any) -> int | None:
-    """Return a number that tells one tool input from another, or ``None`` where JSON cannot express it."""
+    """Return a number that tells one value from another, whatever the order of their keys; none: it is not JSON."""
     try:
         _, _, _, encode, crc32 = _json()
         return crc32("".join(encode(value, 0)).encode())
     except (TypeError, ValueError, RecursionError):
         return None
+
+
+def fingerprint_by(codec: Codec) -> Callable[[Any], int | None]:
+    """Return how a codec tells one value from another: by its method ``fingerprint``, or as JSON."""
+    method: Callable[[Any], int | None] = getattr(codec, "fingerprint", fingerprint)
+    return method
+
+
+def encode_json(value: Any) -> str:
+    """Return a value of the library's own as JSON."""
+    return "".join(_json()[2](value, 0))
+
+
+def decode_json(text: str) -> Any:
+    """Return what `encode_json` was given.
+
+    Raises:
+        ValueError: When it is not JSON.
+    """
+    return _json()[1].decode(text)
 
 
 def _is_large(value: Any) -> bool:

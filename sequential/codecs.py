@@ -9,11 +9,14 @@ Ids, names of workflows, tools and signals, and the texts of errors that park an
 
 from typing import Any, Protocol
 
-from .codec import Codec, JSONCodec
-from .errors import StorageError, describe, message_of
-from .storage import is_number, is_whole
+from .checks import is_number, is_whole
+from .codec import Codec, JSONCodec, fingerprint_by
+from .errors import StorageError, describe
 
 _PLAIN, _PACKED = b"\x00", b"\x01"
+
+_SHORTEST = 16
+"""Bytes of a key: a shorter one can be guessed."""
 
 
 class Compressed:
@@ -60,6 +63,10 @@ class Compressed:
         del data, view
         return self._codec.loads(unpacked)
 
+    def fingerprint(self, value: Any, /) -> int | None:
+        """Return what tells `value` from others: what the other codec says."""
+        return fingerprint_by(self._codec)(value)
+
 
 class Box(Protocol):
     """What encrypts: `cryptography.fernet.Fernet`, or ``MultiFernet`` for keys that change, or your own."""
@@ -76,20 +83,29 @@ class Box(Protocol):
 class Encrypted:
     """What another codec makes, encrypted.
 
+    A replay compares what a workflow asks for with checksums of the recorded inputs, and anybody who reads the store
+    could confirm a guess with a plain one.  So no checksum is kept but what `key` makes of it.  Without `key`,
+    a replay compares the tool only, and `FlowExecutor.execute` takes no notice of another input under the same id.
+
     Args:
         box: Encrypts and decrypts; ``MultiFernet([new, old])`` writes with the new key and still reads the old.
         codec: The other codec; strict JSON when left out.
+        key: At least 16 random bytes for the checksums (HMAC-SHA-256), another key than that of the box.  With a new
+            one, what was begun under the old one counts as changed: let it end first.
 
     Raises:
         StorageError: From ``loads``, when the box refuses the bytes.
         TypeError: When `box` cannot encrypt.
+        ValueError: When `key` is too short, or not bytes.
     """
 
-    def __init__(self, box: Box, codec: Codec | None = None) -> None:
+    def __init__(self, box: Box, codec: Codec | None = None, *, key: bytes | None = None) -> None:
         if not (hasattr(box, "encrypt") and hasattr(box, "decrypt")):
             # Not shown, for it may be the key.
             raise TypeError(f"box= encrypts and decrypts, as Fernet(key) does: a {type(box).__name__} does not")
-        self._box, self._codec = box, codec or JSONCodec()
+        if key is not None and not (isinstance(key, bytes) and len(key) >= _SHORTEST):
+            raise ValueError(f"key= is at least {_SHORTEST} bytes, as secrets.token_bytes(32) makes them")
+        self._box, self._codec, self._key = box, codec or JSONCodec(), key
 
     def dumps(self, value: Any, /) -> bytes:
         """Encode and encrypt `value`."""
@@ -101,7 +117,16 @@ class Encrypted:
             decrypted = self._box.decrypt(data)
         except Exception as error:
             raise StorageError(
-                f"what is stored cannot be decrypted ({message_of(error)}): give the key that it was encrypted with"
+                f"what is stored cannot be decrypted ({type(error).__name__}): give the key that it was encrypted with"
             ) from error
         del data
         return self._codec.loads(decrypted)
+
+    def fingerprint(self, value: Any, /) -> int | None:
+        """Return what tells `value` from others to those who have the key, or ``None`` without one."""
+        from hmac import digest  # noqa: PLC0415
+
+        plain = fingerprint_by(self._codec)(value)
+        if self._key is None or plain is None:
+            return None
+        return int.from_bytes(digest(self._key, str(plain).encode(), "sha256")[:8], "big") >> 1

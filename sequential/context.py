@@ -5,31 +5,27 @@ from time import time
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from .storage import Record, is_number
+from .checks import is_number
 
 
 class Current(NamedTuple):
-    """The step that a tool is being called for, or that the resume hook rings for."""
+    """The call that a tool is being performed for, or the step that the resume hook rings for."""
 
     id: str
     run: str
     """Differs between an execution and a later one of the same id; always ``"0"`` on a storage of five methods."""
     step: int
-
-    @property
-    def key(self) -> str:
-        """The idempotency key: the same at every retry of this step, and no other step's.
-
-        Not for queues to tell duplicate rings by: a signal and the sweep ring for the same step again.
-        """
-        return f"{self.id}:{self.run}:{self.step}"
+    """How many answers the log had when this began; another at a retry, if calls beside it were answered meanwhile."""
+    key: str
+    """The idempotency key of a call: the same at every retry, and no other call's.  Of a ring, the execution's id and
+    run: not for queues to tell duplicate rings by."""
 
 
 executing: ContextVar[str] = ContextVar("sequential.executing", default="")
 """The execution whose workflow runs: the beginning of its idempotency keys, the same at every replay."""
 
-being_called: ContextVar[Record] = ContextVar("sequential.current")
-"""The record of the execution whose next step is being called or rung for."""
+being_called: ContextVar[Current] = ContextVar("sequential.current")
+"""What is being called or rung for."""
 
 ends_at: ContextVar[float] = ContextVar("sequential.ends_at", default=float("inf"))
 """When an invocation must begin no further step, in seconds since the epoch."""
@@ -45,13 +41,12 @@ def current() -> Current:
         LookupError: Outside of a ``call`` and a ``resume`` hook.
     """
     try:
-        record = being_called.get()
+        return being_called.get()
     except LookupError:
         raise LookupError(
             "sequential.current() has an answer only while a call or resume hook runs, in its own task or thread "
             "(asyncio.to_thread carries it over; a bare thread needs contextvars.copy_context().run)"
         ) from None
-    return Current(record.id, record.run, record.step)
 
 
 class run_until:  # noqa: N801 - it reads as a sentence: `with run_until(deadline): flow.resume_sync(id)`

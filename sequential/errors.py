@@ -18,9 +18,13 @@
     |- Fenced               another invocation has taken this execution over
     |- CallbackFailed       a ring over HTTP could not be sent, or was refused
     |- StorageError         the store is away, full, read-only or not a store at all
+    |  `- Damaged           what is stored of an execution is missing, or cannot be read
     `- NotInstalled         a store's driver is an optional extra, and not there
 
-None of them is ever recorded as the result of a step.  What an error knows it carries as attributes and
+    ToolError               a tool has failed; within a workflow, which may catch it
+    Cancelled               the workflow is to end, and may undo what it did; no ``except Exception`` takes it
+
+None of the first is ever recorded as the result of a step.  What an error knows it carries as attributes and
 in ``args``, so it survives pickling; the text is made from them when it is shown.
 """
 
@@ -78,19 +82,17 @@ class IdInUse(SequentialError):
 
     Args:
         id: The execution's id.
-        what: What differs, ``"workflow"`` or ``"input"``.
-        recorded: What the execution was started with.
-        given: What was given now.
+        what: What differs, ``"workflow"``, ``"input"`` or ``"history"``.
     """
 
     _text = (
-        "execution {0!r} was started with {1} {2}, not {3}: use another id for another execution, "
+        "execution {0!r} was started with another {1}: use another id for another execution, "
         "leave the input out to go on with this one, or delete({0!r}) to begin anew"
     )
 
-    def __init__(self, id: str, what: str, recorded: str, given: str) -> None:
-        super().__init__(id, what, recorded, given)
-        self.id, self.what, self.recorded, self.given = id, what, recorded, given
+    def __init__(self, id: str, what: str) -> None:
+        super().__init__(id, what)
+        self.id, self.what = id, what
 
 
 class UnknownExecution(SequentialError):
@@ -160,7 +162,7 @@ class NotSupported(SequentialError):
     _text = (
         "{1} needs more than the five storage methods of {0} can promise: use a built-in store "
         "(sequential.stores.sqlite.SQLiteStorage, sequential.stores.memory.MemoryStorage), or derive {0} from "
-        "sequential.storage.Journal and check it with sequential.testing"
+        "sequential.journal.Journal and check it with sequential.testing"
     )
 
     def __init__(self, storage: str, what: str) -> None:
@@ -205,7 +207,7 @@ class Diverged(SequentialError):
 
     _text = (
         "execution {0!r} has recorded {2!r} at step {1}, but its workflow now asks for {3!r}: the execution is parked "
-        "and keeps its results; bring the earlier code path back (or branch on version()), then resume({0!r})"
+        "and keeps its results; bring the earlier code path back (or branch on version()), then ring({0!r})"
     )
 
     def __init__(self, id: str, step: int, recorded: str, asked: str) -> None:
@@ -218,17 +220,16 @@ class Fenced(SequentialError):
 
     Args:
         id: The execution's id.
-        token: The fencing token that this invocation held.
     """
 
     _text = (
-        "execution {0!r} is no longer held under fencing token {1}: it was cancelled or deleted, or another invocation "
-        "took it, which a lease= longer than the longest pause of a process avoids; this one has written nothing more"
+        "execution {0!r} is no longer held by this invocation: it was cancelled or deleted, or another invocation took "
+        "it, which a lease= longer than the longest pause of a process avoids; this one has written nothing more"
     )
 
-    def __init__(self, id: str, token: int) -> None:
-        super().__init__(id, token)
-        self.id, self.token = id, token
+    def __init__(self, id: str) -> None:
+        super().__init__(id)
+        self.id = id
 
 
 class CallbackFailed(SequentialError):
@@ -251,6 +252,28 @@ class StorageError(SequentialError):
     """The store failed; the text names the store, what failed and what to do."""
 
 
+class Damaged(StorageError):
+    """What is stored of an execution is missing, or cannot be read.
+
+    Args:
+        id: The execution's id.
+        place: The step of its log, ``-1`` for its input, a lower one for a signal; ``None`` for its record.
+    """
+
+    _text = (
+        "what is stored of execution {0!r} is damaged ({2}): restore it from a backup and read it with the codec= it "
+        "was written with, or delete({0!r})"
+    )
+
+    def __init__(self, id: str, place: int | None) -> None:
+        where = "its record" if place is None else "its input" if place == -1 else f"step {place}"
+        super().__init__(id, place, "a signal" if place is not None and place < -1 else where)
+        self.id, self.place = id, place
+
+    def __reduce__(self) -> tuple[type[Damaged], tuple[str, int | None]]:
+        return type(self), (self.id, self.place)
+
+
 class NotInstalled(SequentialError, ImportError):
     """What a store is reached with is an optional extra, and not installed.
 
@@ -266,6 +289,38 @@ class NotInstalled(SequentialError, ImportError):
         self.extra, self.missing = extra, missing
 
 
+class ToolError(Exception):
+    """A tool has failed, and the workflow did not say what to do about it.
+
+    A workflow may let it propagate: the execution is parked as failed.
+
+    Args:
+        message: What the tool said.
+        tool: Which tool it was, ``"category.name"`` (or ``"wait name"`` for a signal that did not come), where known.
+        not_undone: From a `saga`: the compensations that failed for good, in the order in which they ran.
+
+    Example:
+        >>> raise ToolError("no seat left", "flight.book")
+        Traceback (most recent call last):
+        sequential.errors.ToolError: flight.book failed: no seat left
+    """
+
+    def __init__(self, message: str, tool: str | None = None, not_undone: tuple[ToolError, ...] = ()) -> None:
+        super().__init__(message, tool, not_undone)
+        self.message, self.tool, self.not_undone = message, tool, not_undone
+
+    def __str__(self) -> str:
+        text = self.message if self.tool is None else f"{self.tool} failed: {self.message}"
+        return "; not undone: ".join([text, *map(str, self.not_undone)])
+
+
+class Cancelled(BaseException):
+    """Thrown into a workflow at its ``yield`` when the execution is cancelled.
+
+    The workflow may catch it and undo what it did by further steps; left uncaught, the execution ends as cancelled.
+    """
+
+
 _LONGEST = 5000
 """Characters that are kept of an error's text in a record: not every store has room for a whole page of HTML there."""
 
@@ -277,9 +332,12 @@ def describe(error: BaseException) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """Return an error's text, or its type's name when it has none; whatever it holds, the text can be stored."""
+    """Return an error's text, or its type's name when it has none; of a group, the texts of what is in it.
+
+    Whatever the error holds, the text can be stored.
+    """
     try:
-        text = str(error)
+        text = "; ".join(map(message_of, error.exceptions)) if isinstance(error, BaseExceptionGroup) else str(error)
     except Exception:
         text = ""
     return (text or type(error).__name__).encode(errors="backslashreplace").decode()

@@ -1,51 +1,36 @@
-"""The executor: claim an execution, have one invocation of it run, tell how executions stand, ring the late ones."""
+"""The executor: begin executions and go on with them, tell how they stand, ring, signal, end and sweep them."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from math import inf
 from time import time
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from . import hooks, upkeep
-from .blocking import blocking
-from .codec import fingerprint
-from .errors import (
-    AlreadyEnded,
-    Fenced,
-    IdInUse,
-    InvalidName,
-    NotSupported,
-    UnknownExecution,
-    UnknownWorkflow,
-)
-from .invocation import Invocation
+from . import record as records
+from .blocking import blocking, pause, settle
+from .checks import FAR, check_functions, check_id, check_limit, is_name, is_number, is_storable, is_whole
+from .codec import decode_json, fingerprint_by
+from .errors import AlreadyEnded, IdInUse, InvalidName, StorageError, UnknownExecution, UnknownWorkflow
+from .five import FiveMethods, Storage, journal_for
+from .invocation import ABOUT_INPUT, Invocation, claim, new_record
+from .journal import Log
 from .observe import Event, Observer
-from .requests import is_storable
-from .setup import GRACE, Paused, Setup, Status
-from .storage import (
-    CLOSED,
-    PARKED,
-    STATUSES,
-    PlainJournal,
-    Record,
-    Storage,
-    check_id,
-    is_name,
-    is_number,
-    is_whole,
-    journal_for,
-    new_run,
-    page_of,
-    settle,
-)
-from .storage import new_id as fresh_id
+from .owner import is_dead
+from .record import ENDED, INPUT, LAST, PARKED, STATUSES, Changed, Entry, Record, Signal, Since
+from .setup import Paused, Setup, Status
 from .workflow import Workflow, check, name_all
 
 T = TypeVar("T")
 
-# The class below has a method `list`, within which Python 3.14 evaluates its annotations when they are asked for.
-_Ids: TypeAlias = list[str]
+# The class below has a method `list`.
 _Statuses: TypeAlias = list[Status]
 _Steps: TypeAlias = list[dict[str, Any]]
+_Entries: TypeAlias = list[Entry]
+
+_POLL = 1.0
+"""Seconds after which `run` looks again whether a signal has come, or another invocation has ended."""
 
 
 class FlowExecutor:
@@ -55,16 +40,21 @@ class FlowExecutor:
     has a twin with ``_sync`` at the end of its name, which needs no event loop.
 
     Args:
-        storage: A built-in store, or any object with the five methods of `sequential.storage.Storage`.
+        storage: A built-in store, or any object with the five methods of `sequential.five.Storage`.
         call: Performs a tool, ``call(category, name, input) -> result``, plain or ``async``; left out, the
             process-wide hook of `sequential.install` is used.
         resume: Hands an execution over to the next invocation, ``resume(id)``, and returns quickly; likewise.
         workflows: The generator functions that `resume` finds by their names.
-        budget: Seconds during which an invocation goes on with the next step; 0 is one tool call per
-            invocation, ``math.inf`` runs to the end.
+        budget: Seconds during which an invocation goes on with the next step; 0 is one tool call, or one list of
+            them, per invocation, ``math.inf`` runs to the end.
         lease: Seconds after which a silent invocation is taken for dead.  It is renewed while a call runs.
-        retain: Whether a finished execution is kept with its value instead of being deleted.
+        retain: Whether a finished execution is kept with its value instead of being deleted; a number keeps it for so
+            many seconds.
         version: Recorded at the start of each execution and answered to ``version()``.
+        errors: What becomes of a tool's error: ``"value"`` answers ``{"__error": message}``, ``"raise"`` raises
+            `ToolError` at the ``yield``.  Recorded at the start of each execution, too.
+        strict: Whether an execution is parked when its workflow asks a tool with another input than was recorded; if
+            not, that is an event, and the recorded result is used.
         observe: Called with an `Event` for each thing that happens.
         clock: Returns the time in seconds since the epoch.
 
@@ -72,7 +62,7 @@ class FlowExecutor:
         InvalidWorkflow: When one of `workflows` is not a generator function.
         NotSupported: When `retain` is asked of a storage of five methods.
         TypeError: When `storage` lacks a method, or a hook cannot be called.
-        ValueError: When `lease`, `budget` or `version` is out of range.
+        ValueError: When `lease`, `budget`, `retain`, `version` or `errors` is out of range.
     """
 
     def __init__(
@@ -83,9 +73,11 @@ class FlowExecutor:
         resume: hooks.Resume | None = None,
         workflows: Iterable[Workflow[Any]] = (),
         budget: float = 0.0,
-        lease: float = 120.0,
-        retain: bool = False,
+        lease: float = 60.0,
+        retain: bool | float = False,
         version: int = 0,
+        errors: Literal["value", "raise"] = "value",
+        strict: bool = True,
         observe: Callable[[Event], object] | None = None,
         clock: Callable[[], float] = time,
     ) -> None:
@@ -94,25 +86,34 @@ class FlowExecutor:
                 f"lease= is a number of seconds above 0, and budget= one not below 0, each an int or a float: got "
                 f"{lease=} and {budget=}"
             )
-        hooks.check_functions(call=call, resume=resume, observe=observe, clock=clock)
+        if not is_number(retain, 0, FAR):
+            raise ValueError(f"retain= is True, False or a number of seconds, not {retain!r:.100}")
+        if errors not in ("value", "raise"):
+            raise ValueError(f"errors= is 'value' or 'raise', not {errors!r:.100}")
+        check_functions(call=call, resume=resume, observe=observe, clock=clock)
         if not is_whole(version, -(2**63), 2**63 - 1):
             raise ValueError(f"version must be an int of at most 64 bits, got {version!r:.100}")
         journal = journal_for(storage)
-        self._workflows = name_all(workflows)
-        self._setup = Setup(
+        # Of a subclass of float or int (numpy's, an Enum's) a store might write what nobody can read again.
+        self.setup = Setup(
             journal=journal,
             call=call,
             resume=resume,
-            budget=budget,
-            lease=lease,
-            retain=retain,
-            version=version,
+            workflows=name_all(workflows),
+            budget=float(budget),
+            lease=min(float(lease), FAR),
+            retain=retain if isinstance(retain, bool) else float(retain),
+            version=int(version),
+            errors=errors,
+            strict=strict,
             observer=Observer(observe),
-            clock=clock,
+            clock=clock if clock is time else lambda: float(clock()),
+            fingerprint=fingerprint_by(journal.codec),
+            is_five=isinstance(journal, FiveMethods),
         )
-        self._plain = type(storage).__name__ if isinstance(journal, PlainJournal) else None
-        if retain:
-            self._needs_journal("retain=True")
+        """For the other parts of this package."""
+        if retain is not False:
+            self.setup.needs_journal("retain=")
 
     async def execute(self, workflow: Workflow[T], id: str | None = None, input: Any = None) -> T | Paused:
         """Begin an execution, or go on with it: perform the next tool call and pause.
@@ -126,71 +127,137 @@ class FlowExecutor:
             The workflow's value when it ends, or else `Paused`.
 
         Raises:
-            InvalidWorkflow, InvalidId: Before anything is read or written.
+            AlreadyEnded: When it was cancelled.
+            InvalidWorkflow, InvalidId, NotEncodable: Before anything is read or written.
             IdInUse: When the id belongs to another workflow or has another input.
             Diverged: When the workflow asks for something else than it did before; the execution is parked.
             Fenced: When another invocation took the execution over meanwhile.
-            Exception: What the workflow itself raises; the execution is parked as failed, and this method or
-                `resume` goes on with it.
+            Exception: What the workflow itself raises; the execution is parked as failed, and this method goes on with
+                it.
         """
-        wanted = self._record(workflow, id, input)
+        return await self._execute(workflow, id, input, self.setup.budget)
 
-        def find(record: Record) -> "Workflow[T]":  # in quotes, or each call would make that type anew
-            self._compare(record, wanted, input)
+    async def _execute(self, workflow: Workflow[T], id: str | None, input: Any, budget: float) -> T | Paused:
+        new, data = self._new(workflow, id, input)
+
+        def find(record: Record) -> Workflow[T]:
+            self._compare(record, new, input)
             return workflow
 
-        record, invocation = await self._claim(wanted, True, find)
+        record, invocation = await claim(self.setup, new.id, find, create=(new, data), take_parked=True)
+        assert record is not None
         value: T | Paused
         if invocation is not None:
-            value = await invocation.run()
-            return value
-        assert record is not None
-        find(record)
-        if record.status in CLOSED - {"finished"}:
+            value = await invocation.run(budget)
+            record = invocation.record
+        else:
+            find(record)
+            value = await self._standing(record)
+        if record.status == "cancelled":
             raise AlreadyEnded(record.id, record.status)
-        value = await self._standing(record)
         return value
 
-    async def start(self, workflow: Workflow[Any], input: Any = None, id: str | None = None) -> str:
+    async def run(self, workflow: Workflow[T], id: str | None = None, input: Any = None) -> T:
+        """Begin an execution, or go on with it, to its end: in a script, asleep through timers.
+
+        What waits for a signal is looked at every second.
+
+        Args:
+            workflow: As for `execute`.
+            id: As for `execute`.
+            input: As for `execute`.
+
+        Returns:
+            The workflow's value.
+
+        Raises:
+            Exception: As from `execute`.
+        """
+        id = records.fresh_id() if id is None else check_id(id)
+        while isinstance(value := await self._execute(workflow, id, input, inf), Paused):
+            if value.reason in {"sleep", "wait", "busy"}:
+                status = await self.status(id)
+                due = None if status is None or value.reason == "busy" else status.due
+                left = _POLL if due is None else due - self.setup.clock()
+                await pause(min(max(left, 0.0), _POLL))
+        return value
+
+    async def start(self, workflow: Workflow[Any], id: str | None = None, input: Any = None) -> str:
         """Record an execution, ring for its first invocation and return its id; a second time, ring again.
 
         One that has ended or is parked stays as it is, and nobody is rung: `status` tells.
 
         Args:
             workflow: As for `execute`.
-            input: As for `execute`; here it comes before the id.
             id: As for `execute`.
+            input: As for `execute`.
 
         Raises:
-            InvalidWorkflow, InvalidId, IdInUse: As for `execute`.
+            InvalidWorkflow, InvalidId, IdInUse, NotEncodable: As for `execute`.
             NotSupported: On a storage of five methods.
         """
-        wanted = self._record(workflow, id, input)._replace(lease=0.0, due=self._setup.clock() + GRACE)
-        record, _ = await settle(self._setup.journal.claim(wanted, self._setup.clock(), True))
+        setup = self.setup
+        setup.needs_journal("start")
+        new, data = self._new(workflow, id, input)
+
+        def change(record: Record | None, _: Since) -> Changed:
+            return (
+                (new, [Entry(new.run, INPUT, 0, ABOUT_INPUT, data)])
+                if records.is_new(record, new, setup.lease)
+                else None
+            )
+
+        known, _ = await settle(setup.journal.read(new.id))
+        record = await setup.journal.update(new.id, known, change)
         assert record is not None
-        self._compare(record, wanted, input)
-        if record.status not in CLOSED | PARKED:
-            await self._setup.ring(record)
+        self._compare(record, new, input)
+        if record.status == "making":
+            raise StorageError(f"execution {record.id!r} is just being begun by another process: start it again")
+        if record.status not in ENDED | PARKED:
+            await setup.ring(record)
         return record.id
 
-    async def resume(self, id: str) -> Any:
+    async def resume(self, id: str, *, parked: bool = False) -> Any:
         """Go on with an execution that is known by id alone, as a callback does.
 
         Args:
             id: The execution's id.  Of an unknown one (it may have finished long ago) nothing is run.
+            parked: Whether to take up one that is records.parked, as `ring` does.
 
         Returns:
-            The workflow's value when it ends, `Paused`, or ``None`` when there is no such execution.
+            The workflow's value when it ends, `Paused`, or ``None`` when there is no such execution, or it was
+            cancelled.
 
         Raises:
             UnknownWorkflow: When its workflow is not among ``workflows=``.
             NotSupported: On a storage of five methods.
             Exception: As from `execute`.
         """
-        record, invocation = await self._take(Record(check_id(id), ""))
+        record, invocation = await self.take(check_id(id), parked=parked)
         if invocation is not None:
-            return await invocation.run()
-        return None if record is None else await self._standing(record)
+            return await invocation.run(self.setup.budget)
+        if record is None or record.status in {"cancelled", "making"}:
+            return None
+        return await self._standing(record)
+
+    async def ring(self, id: str) -> bool:
+        """Hand an execution over to the next invocation: make it due, take it up if it is records.parked, and ring.
+
+        Args:
+            id: The execution's id.
+
+        Returns:
+            Whether it was rung; not if it has ended, or the hook has failed.
+
+        Raises:
+            UnknownExecution: When there is none.
+            NotSupported: On a storage of five methods.
+        """
+        self.setup.needs_journal("ring")
+        now = self.setup.clock()
+        known, _ = await settle(self.setup.journal.read(check_id(id)))
+        record = await self._change(known, id, lambda record: records.rung(record, id, now, is_dead))
+        return record.status not in ENDED and await self.setup.ring(record)
 
     async def status(self, id: str) -> Status | None:
         """Tell how an execution stands, or ``None`` when there is none.
@@ -198,100 +265,122 @@ class FlowExecutor:
         Args:
             id: The execution's id.
         """
-        record = await settle(self._setup.journal.read(check_id(id)))
+        setup = self.setup
+        record, page = await settle(setup.journal.read(check_id(id), (INPUT, 0), 0))
         if record is None:
             return None
-        status = self._status(record)
-        return status._replace(value=await self._value(record)) if record.status == "finished" else status
+        status = setup.status(record)
+        if setup.is_five or record.status == "making":
+            return status
+        status = status._replace(input=await self._load(record, page, INPUT))
+        if record.status == "finished":
+            status = status._replace(value=await self._load(record, [], record.step))
+        return status
 
     async def history(self, id: str) -> _Steps:
-        """List the recorded steps of an execution as JSON values.
+        """List the recorded steps of an execution as JSON values, in the order in which they were answered.
 
         Args:
             id: The execution's id.
 
         Returns:
-            One dict for each step: ``step``, ``asked``, ``fingerprint``, ``started``, ``ended``, ``error`` (the
-            type's name when the tool raised) and ``result``.
+            One dict for each step: ``step``, ``branch``, ``asked``, ``fingerprint``, ``started``, ``ended``, ``error``
+            (the type's name when the tool raised) and ``result``.
 
         Raises:
             UnknownExecution: When there is none.
         """
-        record, steps = await self._known(id), list[dict[str, Any]]()
-        while len(steps) < record.step:
-            for saved in await page_of(self._setup.journal, record, len(steps), record.step):
-                steps.append(saved._asdict())
-                steps[-1]["result"] = self._setup.journal.codec.loads(steps[-1].pop("data"))
+        record, page = await settle(self.setup.journal.read(check_id(id), (0, 0), LAST))
+        if record is None:
+            raise UnknownExecution(id)
+        log, steps = Log(self.setup.journal, record, page, record.step), list[dict[str, Any]]()
+        for step in range(record.step):
+            about, box = await log.take(step)
+            told = {"branch": 0, "asked": "", "fingerprint": None, "started": None, "ended": None, "error": None}
+            told.update(decode_json(about or "{}"))
+            steps.append({"step": step, **told, "result": self.setup.journal.codec.loads(box.pop())})
         return steps
 
-    async def signal(self, id: str, name: str, payload: Any = None) -> bool:
-        """Answer the wait of an execution, now or when it comes to it, and ring.
+    async def signal(self, id: str, name: str, payload: Any = None, *, queue: bool = False) -> bool:
+        """Answer a wait of an execution, now or when it comes to it, and ring.
 
-        A name takes one signal: the first stays until the execution waits for it.  Once taken, the name is closed
-        until the execution waits for it again.
+        A name takes one signal: the first stays until the execution waits for it.  When that wait has ended, the name
+        is closed until the execution waits for it again.
 
         Args:
             id: The execution's id.
             name: The signal's name.
             payload: Any JSON value.
+            queue: Whether to keep this one behind those of its name that are there, and if the name is closed, too.
 
         Returns:
-            Whether this signal was the first; if not, it is not kept.
+            Whether this signal is kept.
 
         Raises:
             UnknownExecution: When there is none.
             AlreadyEnded: When it is finished or cancelled.
             InvalidName, NotEncodable: When the name, or the payload, cannot be stored.
             NotSupported: On a storage of five methods.
+            StorageError: When the answer of the store was lost, and nobody can tell whether it was kept.
         """
+        setup = self.setup
+        setup.needs_journal("signal")
         if not is_name(name):
             raise InvalidName(name)
-        data = self._setup.encode(payload, f"the payload of signal {name!r}")
-        record, kept = await settle(self._setup.journal.signal(check_id(id), name, data, self._setup.clock()))
-        if record is None:
-            raise UnknownExecution(id)
-        if record.status in CLOSED:
-            raise AlreadyEnded(id, record.status)
-        if kept:
-            self._setup.observer.tell("signalled", record, name)
-        if record.waits == name:
-            await self._setup.ring(record)
+        data = setup.encode(payload, f"the payload of signal {name!r}")
+        known, sent, now = await self._known(id), Signal(name, records.random_place(), records.nonce()), setup.clock()
+        kept = False
+
+        def change(record: Record | None, since: Since) -> Changed:
+            nonlocal kept
+            kept, new = records.signalled(record, since, known, sent, now, queue)
+            return new and (new, [Entry(new.run, sent.place, 0, '{"asked":"signal"}', data)])
+
+        record = await setup.journal.update(id, known, change)
+        if kept and record is not None:
+            setup.observer.tell("signalled", record, name)
+            if name in records.state_of(record).waits and not records.state_of(record).lease:
+                await setup.ring(record)
         return kept
 
-    async def cancel(self, id: str) -> None:
-        """End an execution: it never runs again, and an invocation in flight is fenced off at its next commit.
+    async def cancel(self, id: str, *, force: bool = False) -> bool:
+        """Ask an execution to end: `Cancelled` is raised at its ``yield``, where it may undo what it did.
 
-        Its record and results stay until `delete`.  A second time is no error.
+        What is parked ends at once.  The record and the results stay until `delete`, or as ``retain=`` has it.
 
         Args:
             id: The execution's id.
+            force: Whether to end it at once, without running anything; an invocation in flight is fenced off.
+
+        Returns:
+            ``True``: it was asked for, or has been before.
 
         Raises:
             UnknownExecution: When there is none.
             AlreadyEnded: When it is finished.
             NotSupported: On a storage of five methods.
         """
-        self._needs_journal("cancel")
-        while True:
-            record = await self._known(id)
-            if record.status == "cancelled":
-                return
-            if record.status in CLOSED:
-                raise AlreadyEnded(id, record.status)
-            cancelled = upkeep.cancelled(record, self._setup.clock())
-            try:
-                await settle(self._setup.journal.commit(cancelled, record.token))
-            except Fenced:
-                continue  # an invocation has committed meanwhile, or finished
-            self._setup.observer.tell("cancelled", cancelled)
-            return
+        setup = self.setup
+        setup.needs_journal("cancel")
+        now, due = setup.clock(), setup.kept_until(setup.clock())
+        before, _ = await settle(setup.journal.read(check_id(id)))
+        if force and before is not None and before.status == "making":
+            await self.delete(id)
+            return True
+        record = await self._change(before, id, lambda record: records.cancelled(record, id, now, force, due))
+        if record.status == "cancelled" and before is not None and before.status != "cancelled":
+            setup.observer.tell("cancelled", record)
+        is_asked = record.status == "cancelling" and before is not None and before.status != "cancelling"
+        if is_asked and not records.state_of(record).lease:
+            await setup.ring(record)
+        return True
 
     async def fork(self, id: str, at: int, new_id: str | None = None) -> str:
-        """Begin another execution with the first recorded results of this one, ring for it and return its id.
+        """Begin another execution with the first recorded answers of this one, ring for it and return its id.
 
         Args:
             id: The execution to begin like; it stays as it is.
-            at: How many of its results to take over, from 0 to all.
+            at: How many of its answers to take over, from 0 to all.
             new_id: The other's id; left out, a new one.
 
         Raises:
@@ -300,33 +389,12 @@ class FlowExecutor:
             ValueError: When `at` is out of range.
             NotSupported: On a storage of five methods.
         """
-        self._needs_journal("fork")
-        journal, source, now = self._setup.journal, await self._known(id), self._setup.clock()
+        self.setup.needs_journal("fork")
+        source = await self._known(id)
         if not is_whole(at, 0, source.step):
             raise ValueError(f"execution {id!r} has {source.step} recorded steps, so at= is from 0 to that, not {at!r}")
-        begun = (fresh_id() if new_id is None else check_id(new_id), new_run(), *source[2:6])
-        wanted = Record(*begun, status="forking", changed=now)
-        copy, created = await settle(journal.claim(wanted, now, True))
-        if copy is not None and not created and copy.status == "forking":  # left by a process that died, or is fenced
-            await settle(journal.remove(copy.id, copy))
-            copy, created = await settle(journal.claim(wanted, now, True))
-        if not created or copy is None:
-            raise IdInUse(begun[0], "a history", "of its own", f"the first steps of {id!r}")
-        try:
-            copied = 0
-            while copied < at:
-                for saved in await page_of(journal, source, copied, at):
-                    await settle(journal.save(copy, saved))
-                    copied += 1
-            forked = copy._replace(token=copy.token + 1, step=at, status="running", due=self._setup.clock() + GRACE)
-            await settle(journal.commit(forked, copy.token))
-        except GeneratorExit:
-            raise  # nothing can be awaited any more; the next fork to this id replaces it
-        except BaseException:
-            with suppress(Exception):
-                await settle(journal.remove(copy.id, copy))
-            raise
-        await self._setup.ring(forked)
+        forked = await upkeep.fork(self.setup, source, at, records.fresh_id() if new_id is None else check_id(new_id))
+        await self.setup.ring(forked)
         return forked.id
 
     async def delete(self, id: str) -> None:
@@ -335,34 +403,34 @@ class FlowExecutor:
         Args:
             id: The execution's id.
         """
-        await settle(self._setup.journal.remove(check_id(id)))
+        await settle(self.setup.journal.delete(check_id(id)))
 
-    async def sweep(self, limit: int = 100) -> _Ids:
+    async def sweep(self, limit: int = 100) -> upkeep.Swept:
         """Ring every execution whose time has come: its callback was lost, or its process died.
 
         Call it from a cron job, a loop or a scheduled function.  What has been rung 10 times without a new
         step is parked as ``stuck`` and reported once; a ring that fails does not count.
 
         Args:
-            limit: How many executions to ring at most, at least 1.
+            limit: How many executions to look at at most, at least 1.
 
         Returns:
-            The ids that were rung: without a ``resume`` hook, resume them yourself.
+            The ids that were rung, a list: without a ``resume`` hook, resume them yourself.  Its ``failed`` are those
+            that could not be.
 
         Raises:
             NotSupported: On a storage of five methods.
             StorageError: When the store is away; when it refuses one record, only if nothing else was rung.
         """
-        return await upkeep.sweep(self._setup, limit)
+        self.setup.needs_journal("sweep")
+        return await upkeep.sweep(self.setup, check_limit(limit))
 
-    async def purge(self, older_than: float) -> _Ids:
-        """Delete what has ended, was parked or was abandoned, and to which nothing has happened for a long time.
-
-        What is held, or still to be due, stays, however long it sleeps; what waits for a signal without a timeout
-        counts as abandoned.
+    async def purge(self, older_than: float, *, waiting: bool = False) -> list[str]:
+        """Delete what has ended or was records.parked, and to which nothing has happened for a long time.
 
         Args:
             older_than: Seconds for which nothing must have happened.
+            waiting: Whether to delete what waits for a signal without a timeout, too.
 
         Returns:
             The ids that were deleted.
@@ -371,15 +439,15 @@ class FlowExecutor:
             NotSupported: On a storage of five methods.
             ValueError: When `older_than` is below 0.
         """
-        self._needs_journal("purge")
+        self.setup.needs_journal("purge")
         if not is_number(older_than, 0):
             raise ValueError(f"older_than= is a number of seconds, not below 0, not {older_than!r}")
-        return await upkeep.purge(self._setup, older_than)
+        return await upkeep.purge(self.setup, older_than, waiting)
 
     async def list(
         self, status: str | None = None, workflow: str | None = None, limit: int = 100, after: str | None = None
     ) -> _Statuses:
-        """List how executions stand, in the order of their ids.
+        """List how executions stand, in the order of their ids, without inputs and values.
 
         Args:
             status: Only those of this status (see `Status`); left out, all.
@@ -392,18 +460,21 @@ class FlowExecutor:
             InvalidId: When `after` cannot be an id.
             NotSupported: On a storage of five methods.
         """
+        self.setup.needs_journal("list")
         if status is not None and not (isinstance(status, str) and status in STATUSES):
             raise ValueError(f"there is no status {status!r}: it is one of {', '.join(sorted(STATUSES))}")
         if workflow is not None and not (isinstance(workflow, str) and is_storable(workflow)):
             raise ValueError(f"workflow= is the name of a workflow, not {workflow!r:.100}")
         if after:
             check_id(after)
-        records = await settle(self._setup.journal.find(after or "", upkeep.check_limit(limit), status, workflow))
-        return [self._status(record) for record in records]
+        records = await settle(self.setup.journal.find(after or "", check_limit(limit), status, workflow))
+        return upkeep.statuses(self.setup, records)
 
     execute_sync = blocking(execute)
+    run_sync = blocking(run)
     start_sync = blocking(start)
     resume_sync = blocking(resume)
+    ring_sync = blocking(ring)
     status_sync = blocking(status)
     history_sync = blocking(history)
     signal_sync = blocking(signal)
@@ -414,68 +485,72 @@ class FlowExecutor:
     purge_sync = blocking(purge)
     list_sync = blocking(list)  # noqa: A003 - the method above is meant
 
-    def _record(self, workflow: Workflow[Any], id: str | None, input: Any) -> Record:
-        """Return the record that a new execution begins with, held by this invocation."""
-        setup = self._setup
-        name, now = check(workflow), setup.clock()
-        id = fresh_id() if id is None else check_id(id)
-        data = setup.encode({} if input is None else input, f"the input of execution {id!r}")
-        return Record(id, new_run(), name, data, setup.version, token=1, due=now, lease=now + setup.lease, changed=now)
-
-    async def _take(self, wanted: Record) -> tuple[Record | None, Invocation | None]:
-        """Take the lease of an execution that is known by id alone; the handler answers before it runs it."""
-        wanted = wanted._replace(lease=self._setup.clock() + self._setup.lease)
-        return await self._claim(wanted, False, self._find)
-
-    async def _claim(
-        self, wanted: Record, create: bool, find: Callable[[Record], Workflow[Any]]
+    async def take(
+        self, id: str, run: str | None = None, step: int = 0, *, parked: bool = False
     ) -> tuple[Record | None, Invocation | None]:
-        """Take an execution's lease; there is an invocation, to be run, if that could be had."""
-        record, taken = await settle(self._setup.journal.claim(wanted, self._setup.clock(), create))
-        return record, Invocation(self._setup, record, find) if taken and record else None
+        """Take the lease of an execution that is known by id alone; for the other parts of this package.
+
+        Args:
+            id: The execution's id.
+            run: The run that a callback rang for; ``None``: whichever there is.
+            step: The step that it rang for.
+            parked: Whether to take up one that is parked.
+
+        Returns:
+            The record as it stands (``None``: there is none), and the invocation to be run, if the lease could be had.
+        """
+        self.setup.needs_journal("resume by id alone")
+        return await claim(self.setup, id, self._find, run=run, step=step, take_parked=parked)
+
+    def _new(self, workflow: Workflow[Any], id: str | None, input: Any) -> tuple[Record, bytes]:
+        """Return what a new execution begins with: its record, and its input."""
+        name, input = check(workflow), {} if input is None else input
+        id = records.fresh_id() if id is None else check_id(id)
+        data = self.setup.encode(input, f"the input of execution {id!r}")
+        return new_record(self.setup, id, name, input), data
 
     async def _standing(self, record: Record) -> Any:
         """Return what an execution that cannot be run now has come to."""
         if record.status == "finished":
-            return await self._value(record)
-        return None if record.status in CLOSED else Paused(record.id, record.step - 1, "busy")
+            return await self._load(record, [], record.step)
+        return Paused(record.id, record.step - 1, "parked" if record.status in PARKED else "busy")
 
-    def _compare(self, record: Record, wanted: Record, input: Any) -> None:
-        """Refuse an id that belongs to another workflow or has another input."""
-        if record.workflow != wanted.workflow:
-            raise IdInUse(record.id, "workflow", record.workflow, wanted.workflow)
-        if input is not None and record.input != wanted.input:
-            recorded, given = map(self._setup.journal.codec.loads, (record.input, wanted.input))
-            if recorded != given and (record.first_input is None or record.first_input != fingerprint(given)):
-                raise IdInUse(record.id, "input", f"{recorded!r:.80}", f"{given!r:.80}")
+    def _compare(self, record: Record, new: Record, input: Any) -> None:
+        """Refuse an id that belongs to another workflow or has another input; five methods know neither."""
+        if self.setup.is_five:
+            return
+        if record.workflow != new.workflow:
+            raise IdInUse(record.id, "workflow")
+        recorded, given = records.state_of(record).input, records.state_of(new).input
+        if input is not None and None not in {recorded, given} and recorded != given:
+            raise IdInUse(record.id, "input")
 
     def _find(self, record: Record) -> Workflow[Any]:
         """Return the workflow that an execution was started with."""
         try:
-            return self._workflows[record.workflow]
+            return self.setup.workflows[record.workflow]
         except KeyError:
-            raise UnknownWorkflow(record.id, record.workflow, ", ".join(self._workflows)) from None
-
-    def _needs_journal(self, what: str) -> None:
-        """Refuse what five methods would silently not do."""
-        if self._plain is not None:
-            raise NotSupported(self._plain, what)
+            raise UnknownWorkflow(record.id, record.workflow, ", ".join(self.setup.workflows)) from None
 
     async def _known(self, id: str) -> Record:
         """Return the record of an execution."""
-        record = await settle(self._setup.journal.read(check_id(id)))
-        if record is None:
+        record, _ = await settle(self.setup.journal.read(check_id(id)))
+        if record is None or record.status == "making":
             raise UnknownExecution(id)
         return record
 
-    async def _value(self, record: Record) -> Any:
-        """Return the final value of a finished execution."""
-        page = await page_of(self._setup.journal, record, record.step, record.step + 1)
-        return self._setup.journal.codec.loads(page.pop().data)
+    async def _change(self, known: Record | None, id: str, change: Callable[[Record | None], Record | None]) -> Record:
+        """Apply a change of the record alone, and return the record as it stands then."""
 
-    def _status(self, record: Record) -> Status:
-        """Return how an execution stands, apart from its value."""
-        busy, due = record.lease > self._setup.clock(), record.rings_at
-        standing = (record.id, record.status, record.step, busy, record.workflow, due, record.attempts, record.error)
-        input = self._setup.journal.codec.loads(record.input) if record.input else None
-        return Status(*standing, record.waits, record.version, input, None)
+        def changed(record: Record | None, _: Since) -> Changed:
+            new = change(record)
+            return new and (new, ())
+
+        record = await self.setup.journal.update(id, known, changed)
+        assert record is not None
+        return record
+
+    async def _load(self, record: Record, page: _Entries, place: int) -> Any:
+        """Return the value at a place of the log."""
+        log = Log(self.setup.journal, record, page, place + 1)
+        return self.setup.journal.codec.loads((await log.take(place))[1].pop())

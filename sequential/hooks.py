@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self
 
+from .checks import check_functions
 from .errors import HookNotConfigured
 
 Call = Callable[[str, str, Any], Any]
@@ -20,20 +21,6 @@ Resume = Callable[[str], Any]
 
 __call: Call | None = None
 __resume: Resume | None = None
-
-
-def check_functions(**given: object) -> None:
-    """Refuse what was given as a function and is none; `None` was not given.
-
-    Args:
-        given: By the names of their parameters.
-
-    Raises:
-        TypeError: When one of them cannot be called.
-    """
-    for name, function in given.items():
-        if function is not None and not callable(function):
-            raise TypeError(f"{name}= must be a function, got {function!r:.100}")
 
 
 class install:  # noqa: N801 - it is used as a verb; being a class makes `with install(...)` the same thing
@@ -80,7 +67,7 @@ def find_call(asked: str) -> Call:
     )
 
 
-def refuse_unfit(hook: Call, asked: str, error: Exception) -> None:
+def refuse_unfit(hook: Call, asked: str, error: BaseException) -> None:
     """Raise if a hook was called with what it does not take, for no tool has raised then.
 
     Args:

@@ -1,22 +1,110 @@
-"""One invocation of an execution: replay, perform, commit, ring.
+"""One invocation of an execution: claim, replay, perform, commit, ring.
 
-It begins when the lease is taken, and ends when the workflow does, when it is to wait, when the budget is spent, or
-by an error.  Whatever happens to it in between, the record in the store tells the next one where to go on.
+It begins when the lease is taken, and ends when the workflow does, when nothing is left but to wait, when the budget
+is spent, or by an error.  Whatever happens to it in between, the record and the log in the store tell the next one
+where to go on.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from .calls import Caller
-from .codec import fingerprint
-from .context import ends_at
-from .errors import Diverged, Fenced, IdInUse, NotEncodable, describe
-from .lease import LARGE, Lease
-from .requests import Again, Gather, Return, Save, Sleep, Step, Tool, Wait
-from .setup import GRACE, Paused, Setup
-from .storage import FRESH, Maybe, Record, Result, as_record, new_run, page_of, settle
-from .workflow import Progress, Raised, Workflow
+from . import hooks
+from . import record as records
+from .blocking import CannotWait, is_async, running_loop, settle
+from .branches import CANCEL, END, Branch, Branches, Raised, Returned
+from .calls import INTERRUPTED, Call, Unstorable
+from .codec import decode_json, encode_json
+from .context import Current, ends_at
+from .errors import (
+    Cancelled,
+    Damaged,
+    Diverged,
+    Fenced,
+    IdInUse,
+    NotEncodable,
+    SequentialError,
+    describe,
+)
+from .journal import Log
+from .lease import Lease
+from .owner import describe_process, is_dead
+from .record import GRACE, INPUT, LAST, Answers, Changed, Entry, Hold, Record, Signal, Since, State
+from .requests import Anew, Save, Sleep, Tool, Wait
+from .setup import Paused, Reason, Setup
+from .workflow import Workflow
+
+_BRANCH = '{"branch":'
+"""How an entry begins that answers another branch than 0."""
+
+ABOUT_INPUT = '{"asked":"input"}'
+ABOUT_VALUE = '{"asked":"return"}'
+
+
+def new_record(setup: Setup, id: str, workflow: str, input: Any) -> Record:
+    """Return the record with which an execution begins, held by nobody.
+
+    Args:
+        setup: What the executor was given.
+        id: The execution's id.
+        workflow: The workflow's name.
+        input: Its input.
+    """
+    now = setup.clock()
+    state = State(errors=setup.errors, version=setup.version, started=now, input=setup.fingerprint(input))
+    return Record(id, records.nonce(), "", 0, workflow, "running", now + GRACE, now, records.state_text(state))
+
+
+async def claim(
+    setup: Setup,
+    id: str,
+    find: Callable[[Record], Workflow[Any]],
+    *,
+    create: tuple[Record, bytes] | None = None,
+    run: str | None = None,
+    step: int = 0,
+    take_parked: bool = False,
+) -> tuple[Record | None, Invocation | None]:
+    """Take the lease of an execution, or create it with its lease taken.
+
+    Args:
+        setup: What the executor was given.
+        id: The execution's id.
+        find: Returns the workflow of a record, or raises why it must not run.
+        create: The record, and the encoded input, to create it with if there is none.
+        run: The run that a callback rang for.
+        step: The step that it rang for.
+        take_parked: Whether to take up what is parked.
+
+    Returns:
+        The record as it stands (``None``: there is none), and the invocation to be run, if the lease could be had.
+    """
+    now, hold = setup.clock(), Hold(id, "", records.nonce(), describe_process(), setup.lease)
+    known, page = await settle(setup.journal.read(id, (INPUT, 0), LAST))
+
+    def change(stored: Record | None, _: Since) -> Changed:
+        if create is not None and records.is_new(stored, create[0], setup.lease):
+            new, data = create
+            state = records.state_of(new)._replace(holder=hold.holder, owner=hold.owner, **hold.until(now))
+            return new._replace(state=records.state_text(state)), [Entry(new.run, INPUT, 0, ABOUT_INPUT, data)]
+        if stored is None:
+            return None
+        taken = records.claimed(stored, hold._replace(run=stored.run), now, is_dead, run, step, take_parked)
+        if taken is not None:
+            find(stored)
+        return taken and (taken, ())
+
+    # A power cut may undo the taking of a lease, at no harm, but not an execution once begun.
+    record = await setup.journal.update(id, known, change, flush=known is None)
+    if record is None or not records.is_holder(record, hold := hold._replace(run=record.run)):
+        return record, None
+    if known is None or known.run != record.run:
+        page = []
+    return record, Invocation(setup, record, hold, find(record), page, create and create[1])
 
 
 class Invocation:
@@ -25,22 +113,43 @@ class Invocation:
     Args:
         setup: What the executor was given.
         record: The record as it was claimed.
-        find: Returns the workflow of a record, or raises why it must not run.
+        hold: How it was claimed.
+        workflow: The execution's workflow.
+        page: The input and the first entries of the log, where they were read with the record.
+        input: The encoded input, where the caller has brought it.
     """
 
-    __slots__ = ("_ahead", "_caller", "_find", "_journal", "_lease", "_progress", "_record", "_setup", "_tell")
-
-    def __init__(self, setup: Setup, record: Record, find: Callable[[Record], Workflow[Any]]) -> None:
-        self._setup, self._record, self._find = setup, record, find
+    def __init__(  # noqa: PLR0917 - what `claim` has found
+        self,
+        setup: Setup,
+        record: Record,
+        hold: Hold,
+        workflow: Workflow[Any],
+        page: list[Entry],
+        input: bytes | None,
+    ) -> None:
+        self._setup, self._hold, self._workflow = setup, hold, workflow
         self._journal, self._tell = setup.journal, setup.observer.tell
-        self._lease = Lease(self._renew, setup.lease)
-        self._caller = Caller(setup, self._lease)
-        self._progress = Progress(record)
-        self._ahead = record.token > 1
-        """Whether an earlier invocation may have saved results beyond the record's step."""
+        self._page, self._input = page, input
+        self.record = record
+        """The record as this invocation knows it."""
+        seconds = 0.0 if setup.is_five else setup.lease
+        self._lease = Lease(self._renew, seconds, not is_async(setup.journal.write))
+        self._left = frozenset(records.state_of(record).once)
+        """The ``once`` calls that an earlier invocation has begun, and that nobody knows the end of."""
+        self._performed = False
+        """Whether calls were performed."""
+        self._ended = list[Call]()
+        """Calls that have ended and are not yet committed."""
+        self._spent: Reason = "tool"
+        """Why it ends when its time is up."""
+        self._tree = Branches("", None, False)
 
-    async def run(self) -> Any:
+    async def run(self, budget: float) -> Any:
         """Replay, then perform and commit until the budget is spent, and ring; or finish.
+
+        Args:
+            budget: Seconds for which to go on with the next step.
 
         Returns:
             What `FlowExecutor.resume` returns.
@@ -49,223 +158,366 @@ class Invocation:
             Exception: As from `FlowExecutor.resume`.
         """
         try:
-            self._tell("claimed", self._record)
-            return await self._go_on(self._find(self._record))
+            self._tell("claimed", self.record)
+            self._spent = "budget" if budget else "tool"
+            return await self._go_on(min(self._setup.clock() + budget, ends_at.get()))
         except GeneratorExit:
             raise  # nothing can be awaited any more; the lease will end by itself
         except BaseException as error:
-            if isinstance(error, Fenced) and error.id == self._record.id:
-                self._tell("fenced", self._record, error=error)
+            if isinstance(error, Fenced) and error.id == self.record.id:
+                self._tell("fenced", self.record, error=error)
             await self.release(error)
             raise
         finally:
             self._lease.end()
 
-    async def _go_on(self, workflow: Workflow[Any]) -> Any:
-        """Do one step after the other, and one round after the other, to the end or to a pause."""
-        deadline = min(self._setup.clock() + self._setup.budget, ends_at.get())
+    async def _go_on(self, deadline: float) -> Any:
+        """Answer what costs nothing, then perform what is asked for, and so on to the end or to a pause."""
+        await self._replay()
         while True:
-            self._progress.begin(workflow, self._journal.codec.loads(self._record.input))
-            request = await self._replay()
-            while not isinstance(request, (Return, Raised)):
-                done = await self._perform(request)
-                if isinstance(done, Record):
-                    return await self._rest(done)
-                page, result = done
-                if (paused := await self._commit(request, page, result, deadline)) is not None:
-                    return paused
-                del done, result  # the page gives it up when it is sent
-                request = self._send(request, page)
-            if isinstance(request, Raised):
-                await self._park("failed", request.error)
-            if not isinstance(request, Again):
-                return await self._finish(request.value)
-            if (paused := await self._restart(request.value, deadline)) is not None:
-                return paused
+            tree, done = self._tree, None
+            if isinstance(tree.ended, Raised):
+                return await self._fail(tree.ended.error)
+            if isinstance(tree.ended, Returned):
+                if not isinstance(tree.ended.value, Anew):
+                    return await self._finish(tree.ended.value)
+                done = await self._begin_anew(tree.ended.value["__again"], deadline)
+            elif records.state_of(self.record).cancel == "asked":
+                await self._end(CANCEL, is_cancel=True)
+            elif tree.decided is not None:
+                await self._end(END)
+            elif not ((self._left or tree.rests) and await self._answer_free()):
+                if tree.calls and (not self._performed or self._setup.clock() < deadline):
+                    done = await self._perform(list(tree.calls.values()), deadline)
+                else:
+                    done = await self._leave(self._spent if tree.calls else None)
+            if done is not None:
+                return done
 
-    async def _replay(self) -> Step | Return | Raised:
-        """Send the saved results into the fresh workflow, page by page, and return what it asks for then."""
-        record, step, listens = self._record, 0, self._setup.observer.listens
-        advance, loads = self._progress.advance, self._journal.codec.loads
-        request, page = advance(), list[Result]()
-        while step < record.step:
-            page = page or await self._page(step)
-            asked = page[-1].asked
-            if asked != request.label:
-                if isinstance(request, Gather):
-                    saved: list[Result] = []
-                    for each in request.tools[: record.step - step]:
-                        page = page or await self._page(step + len(saved))
-                        await self._check(each, page[-1])
-                        saved.append(page.pop())
-                    if len(saved) < len(request.tools):  # a fork in the midst of it, or it has become longer
-                        self._record, self._ahead = record._replace(step=step), record.lease > 0
-                        return request
-                    step += len(saved)
-                    saved.reverse()
-                    request = self._send(request, saved)
-                    continue
-                if isinstance(request, Raised) or (isinstance(request, Return) and not asked):
-                    return request
-                await self._check(request, page[-1])
-            elif listens:
-                await self._check(request, page[-1])
-            request = advance(loads(page.pop().data))
-            step += 1
-        self._tell("replayed", record, f"{step} steps")
-        return request
+    # Replay.
 
-    async def _page(self, step: int) -> list[Result]:
-        """Read a page of results, the last one first."""
-        page = await page_of(self._journal, self._record, step, self._record.step, True)
-        self._progress.enter()
-        page.reverse()
-        return page
+    async def _replay(self) -> None:
+        """Begin a fresh workflow, and send the log into it."""
+        setup, record, state = self._setup, self.record, records.state_of(self.record)
+        log, self._page = Log(self._journal, record, self._page, record.step), []
+        errors, version = (setup.errors, None) if setup.is_five else (state.errors, state.version)
+        self._tree = Branches(f"{record.id}:{record.run}", version, errors == "raise")
+        box = [self._input] if setup.is_five and self._input is not None else (await log.take(INPUT))[1]
+        self._tree.begin(self._workflow, self._loaded(box, INPUT), state.started)
+        for place in range(record.step):
+            about, box = await log.take(place)
+            if isinstance(self._tree.ended, Raised) or (self._tree.ended and not about):
+                return
+            await self._answer_recorded(place, about, box)
+        self._tell("replayed", record, f"{record.step} steps")
 
-    async def _check(self, request: Step | Return | Raised, saved: Result) -> None:
-        """Park the execution if it asks for something else than was recorded; tell if with another input."""
-        # A storage of five methods does not know what was asked.
-        if saved.asked and saved.asked != request.label:
-            await self._park("diverged", Diverged(self._record.id, saved.step, saved.asked, request.label))
-        if not (self._setup.observer.listens and isinstance(request, Tool)):
-            return
-        if saved.fingerprint not in {None, fingerprint(request.input)}:
-            self._tell("input changed", self._record._replace(step=saved.step), request.label)
+    async def _answer_recorded(self, place: int, about: str, box: list[bytes]) -> None:
+        """Give an entry of the log to the branch that asked, if that asks for the same now."""
+        tree, number = self._tree, 0
+        if not about:  # five methods do not know what was asked, nor by whom
+            number = next(iter(tree.calls or tree.rests))
+        elif about.startswith(_BRANCH):
+            number = int(about[len(_BRANCH) : about.index(",")])
+        for kind, fits in ((CANCEL, not tree.ended), (END, tree.decided is not None)):
+            if fits and about.startswith(f'{{"asked":"{kind}",'):
+                return tree.cancel(kind, about)
+        branch = tree.asking(number)
+        if branch is None:
+            asking = next(iter((tree.calls or tree.rests).values()), None)
+            await self._diverge(place, about, _told(asking) if asking else getattr(tree.ended, "label", ""))
+        if about:
+            head = _head(number, branch.asked.beginning)
+            if not about.startswith(head):
+                await self._diverge(place, about, _told(branch))
+            if isinstance(branch.asked, Tool):
+                await self._compare_input(place, about, len(head), branch.asked)
+        return tree.answer(number, self._loaded(box, place), about)
 
-    def _send(self, request: Step, page: list[Result]) -> Step | Return | Raised:
-        """Send results, the last one first, into the workflow; the page gives them up, so that each is held once."""
-        self._progress.enter()
-        if isinstance(request, Gather):
-            return self._progress.advance([self._journal.codec.loads(page.pop().data) for _ in request.tools])
-        return self._progress.advance(self._journal.codec.loads(page.pop().data))
+    async def _compare_input(self, place: int, about: str, start: int, asked: Tool) -> None:
+        """Make sure that a tool is asked for with the input that was recorded, if that is known."""
+        fingerprint = self._setup.fingerprint(asked.input)
+        known = fingerprint is not None and not about.startswith(_fingerprint(None), start)
+        if known and not about.startswith(_fingerprint(fingerprint), start):
+            if self._setup.strict:
+                await self._diverge(place, about, f"{asked.label} with another input")
+            self._tell("input changed", self.record._replace(step=place), asked.label)
 
-    async def _perform(self, request: Step) -> tuple[list[Result], Result] | Record:
-        """Do what is asked for.
+    async def _diverge(self, place: int, about: str, asked: str) -> NoReturn:
+        """Park the execution, for it asks for something else than was recorded."""
+        try:
+            recorded = str(decode_json(about)["asked"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise Damaged(self.record.id, place) from error
+        await self._park("diverged", Diverged(self.record.id, place, recorded, asked))
+
+    # What costs nothing.
+
+    async def _answer_free(self) -> bool:
+        """Answer one of those whose answer costs nothing, if there is one."""
+        for branch in self._tree.calls.values() if self._left else ():
+            if branch.mark in self._left:
+                assert isinstance(branch.asked, Tool)
+                rest = f'{_fingerprint(self._setup.fingerprint(branch.asked.input))}"error":"{INTERRUPTED}",'
+                await self._answer(branch, {"__error": INTERRUPTED}, rest, once=branch.mark)
+                return True
+        for signal in records.state_of(self.record).signals:
+            for branch in self._tree.rests.values():
+                if isinstance(branch.asked, Wait) and branch.asked.name == signal.name:
+                    _, box = await self._payload(signal)
+                    about = self._about(branch, f'"signal":"{signal.nonce}",', branch.since)
+                    await self._append([branch], [self._entry(0, about, box.pop())], signal=signal.nonce)
+                    return True
+        over = [(at, branch) for at, branch in self._timers() if at <= self._setup.clock()]
+        if not over:
+            return False
+        _, branch = min(over, key=lambda timer: timer[0])
+        if isinstance(branch.asked, Wait):
+            await self._answer(branch, {"__error": "timeout"}, '"error":"timeout",', is_timeout=True)
+        else:
+            await self._answer(branch, None, "")
+        return True
+
+    async def _payload(self, signal: Signal) -> tuple[str, list[bytes]]:
+        return await Log(self._journal, self.record, [], signal.place + 1).take(signal.place)
+
+    async def _answer(self, branch: Branch, value: Any, rest: str, **what: Any) -> None:
+        entry = self._entry(0, self._about(branch, rest, branch.since), self._journal.codec.dumps(value))
+        await self._append([branch], [entry], **what)
+
+    async def _end(self, kind: str, **what: Any) -> None:
+        """Append the entry that ends a decided list, or the whole workflow."""
+        now = self._setup.clock()
+        about = f'{{"asked":"{kind}","started":{now!r},"ended":{now!r}}}'
+        await self._append([], [self._entry(0, about, self._journal.codec.dumps(None))], kind, **what)
+
+    # Calls.
+
+    async def _perform(self, branches: list[Branch], deadline: float) -> Paused | None:
+        """Perform calls, at the same time if the hook is ``async``, and commit each as it ends.
 
         Returns:
-            The results, the last one first, and that of them which is still to be committed; if it is not time yet,
-            the record of an execution that waits.
+            Why this invocation ends with the last of them, if the budget is spent.
         """
-        record, now = self._record, self._setup.clock()
-        # With so much of the lease gone, the first renewal during a call might come too late.
-        if record.lease and record.lease - now < self._setup.lease * 2 / 3 and isinstance(request, (Tool, Gather)):
-            await self._write(record := record._replace(lease=now + self._setup.lease))
-        if isinstance(request, Tool):
-            found = (await self._saved_ahead([request])).get(record.step) if request.once else None
-            result = found or await self._caller.call(request, record)
-            return [result], result
-        if isinstance(request, Gather):
-            steps = dict(enumerate(request.tools, record.step))
-            saved = await self._saved_ahead(request.tools)
-            missing = {step: tool for step, tool in steps.items() if step not in saved}
-            come = await self._caller.call_together(missing, record)
-            saved.update((result.step, result) for result in come)
-            page = [saved[step] for step in reversed(steps)]
-            return page, come[-1] if come else page[0]
-        data, error = self._journal.codec.dumps(None), None
-        if isinstance(request, Sleep):
-            wake = self._wake(now + request.seconds, None)
-            if now < wake:
-                return record._replace(wake=wake, waits=None)
-        elif isinstance(request, Wait):
-            payload = await settle(self._journal.received(record, request.name))
-            if payload is not None:
-                data = payload
-            elif request.timeout is None:
-                return record._replace(wake=None, waits=request.name)
-            else:
-                wake = self._wake(now + request.timeout, request.name)
-                if now < wake:
-                    return record._replace(wake=wake, waits=request.name)
-                data, error = self._journal.codec.dumps({"__error": "timeout"}), "timeout"
-        result = Result(record.step, request.label, None, data, now, now, error)
-        return [result], result
-
-    async def _saved_ahead(self, requests: list[Tool]) -> dict[int, Result]:
-        """Return what an earlier invocation has saved of the next steps without committing it, by step."""
-        first, saved = self._record.step, dict[int, Result]()
-        start, stop = first, first + len(requests)
-        while self._ahead and start < stop:
-            page = await settle(self._journal.results(self._record, start, stop))
-            for result in page:
-                if result.asked:
-                    await self._check(requests[result.step - first], result)
-                    saved[result.step] = result
-            start = page[-1].step + 1 if page else stop
-        return saved
-
-    async def _commit(self, request: Step, page: list[Result], result: Result, deadline: float) -> Paused | None:
-        """Write the result and the record, and pause if the time is up."""
-        old, now = self._record, self._setup.clock()
-        spent = "" if now < deadline else "budget" if self._setup.budget else "tool"
-        reason = "save" if isinstance(request, Save) else spent
-        due = now + GRACE if reason or old.due is None else old.due
-        lease = 0.0 if reason else old.lease and now + self._setup.lease
-        # Not by _replace, which would take as long as all the rest of this method.
-        record = as_record((*old[:6], old.token + 1, old.step + len(page), "running", due, lease, *FRESH, now))
-        name = request.name if isinstance(request, Wait) else None
-        absent, taken = (name, None) if result.error else (None, name)
+        setup, self._performed = self._setup, True
+        hook = hooks.find_call(branches[0].asked.label) if setup.call is None else setup.call
+        once = [branch.mark for branch in branches if branch.asked.once]  # type: ignore[union-attr]
+        closed = records.state_of(self.record).closed if self._tree.rests else ()
+        if once or (closed and any(name in closed for name in self._waits())):
+            await self._write(records.marked, once, self._waits())
+        loop = running_loop() if len(branches) > 1 else None
+        calls, tasks, left, done = list[Call](), dict[Any, Call](), len(branches), None
         try:
-            if reason:
-                return await self._pause(record, reason, result, absent=absent, taken=taken)
-            await self._write(record, result, absent, taken)
-        except Fenced:
-            data = await settle(self._journal.received(old, absent)) if absent is not None else None
-            if data is None:
-                raise
-            page[0] = result._replace(data=data, error=None)  # the signal came at the moment of the timeout
-            return await self._commit(request, page, page[0], deadline)
+            for branch in branches:
+                if self._tree.decided is not None or records.state_of(self.record).cancel == "asked":
+                    break
+                call = Call(branch, self._current(branch), self._journal.codec, setup.fingerprint, setup.clock())
+                calls.append(call)
+                self._lease.hold(hook)
+                try:
+                    call.begin(hook)
+                finally:
+                    self._lease.let_go()
+                if call.outcome is not None and loop is None:
+                    await self._lease.hold_during(call.finish(call.outcome))
+                if call.outcome is None:
+                    left -= 1
+                    done = await self._commit(call, left == 0, deadline)
+            if loop is not None:
+                tasks = {
+                    loop.create_task(call.finish(call.outcome)): call for call in calls if call.outcome is not None
+                }
+                done = await self._commit_as_they_end(tasks, deadline) or done
+        except BaseException as error:
+            await self._abandon(calls, tasks, error)
+            if isinstance(error, Unstorable):
+                await self._park("failed", error.error)
+            raise
+        return done
+
+    async def _commit_as_they_end(self, tasks: dict[Any, Call], deadline: float) -> Paused | None:
+        """Commit what tasks of the running loop come to; an error of ours is raised when all have ended."""
+        bell, ended, done, failure = sys.modules["asyncio"].Event(), deque[Any](), None, None
+
+        def ring(task: Any) -> None:
+            ended.append(task)
+            bell.set()
+
+        for task in tasks:
+            task.add_done_callback(ring)
+        for left in reversed(range(len(tasks))):
+            while not ended:
+                bell.clear()
+                await self._lease.hold_during(bell.wait())
+            call = tasks[task := ended.popleft()]
+            try:
+                await task
+            except (SequentialError, Unstorable) as error:
+                failure = failure or error
+                continue
+            done = await self._commit(call, left == 0 and failure is None, deadline)
+        if failure is not None:
+            raise failure
+        return done
+
+    async def _abandon(self, calls: list[Call], tasks: Collection[Any], error: BaseException) -> None:
+        """Cancel what runs, call off what has not begun to, and take the marks of that back."""
+        for task in tasks:
+            task.cancel()
+        if tasks and not isinstance(error, (GeneratorExit, CannotWait)):
+            await sys.modules["asyncio"].gather(*tasks, return_exceptions=True)
+        for call in calls:
+            call.call_off()
+            if call.request.once and not (call.is_begun or isinstance(error, GeneratorExit)):
+                with suppress(Exception):
+                    await self._write(records.unmarked, call.branch.mark)
+
+    async def _renew(self) -> None:
+        """Prolong the lease."""
+        await self._write(records.renewed, flush=False)
+
+    # What is written.
+
+    async def _commit(self, call: Call, is_last: bool, deadline: float) -> Paused | None:
+        """Append what a call has come to, and pause if it is the last one and the budget is spent."""
+        self._ended.append(call)
+        if self._setup.is_five:
+            if not is_last:
+                return None  # five methods have but one order for them
+            self._ended.sort(key=lambda call: call.branch.number)
+        branches, entries, once = list[Branch](), list[Entry](), ""
+        for ended in self._ended:
+            rest = _fingerprint(ended.fingerprint)
+            if ended.error is not None:
+                rest += f'"error":{encode_json(type(ended.error).__name__)},'
+            if self._setup.observer.listens or ended.error is not None:
+                self._tell("called", self.record, ended.request.label, ended.error)
+                ended.error = None  # it holds the tool's frames, and by way of them this call
+            entries.append(self._entry(len(branches), self._about(ended.branch, rest, ended.started), ended.data))
+            branches.append(ended.branch)
+            ended.data = b""
+            once = ended.branch.mark if ended.request.once else once
+        self._ended.clear()
+        if is_last and self._setup.clock() >= deadline:
+            return await self._leave(self._spent, branches, entries, once=once)
+        await self._append(branches, entries, once=once)
         return None
 
-    def _wake(self, wake: float, waits: str | None) -> float:
-        """Return when to wake up: earlier, if the execution has been at this very request for a while."""
-        known = self._record.wake if self._record.waits == waits else None
-        return wake if known is None else min(known, wake)
+    async def _append(self, branches: list[Branch], entries: list[Entry], kind: str = "", **what: Any) -> None:
+        """Append answers to the log, and move on those who asked."""
+        before = self.record
+        await self._write(records.answered, self._answers(branches, entries, **what), entries=entries)
+        if self.record.step == before.step:
+            return  # a signal has come in place of the timeout
+        if self._setup.observer.listens:
+            self._tell_committed(before, branches, kind)
+        if not branches:
+            self._tree.cancel(kind, entries[0].about)
+        entries.reverse()
+        for branch in branches:
+            about, box = entries[-1].about, [entries.pop().data]
+            self._tree.answer(branch.number, self._loaded(box, before.step), about)
 
-    async def _rest(self, old: Record) -> Paused:
-        """Leave the execution alone until its time comes, or its signal."""
-        status, reason = ("waiting", "wait") if old.waits else ("sleeping", "sleep")
-        due, waits, now = old.wake, old.waits, self._setup.clock()
-        resting = Record(*old[:6], old.token + 1, old.step, status, due, wake=due, waits=waits, changed=now)
-        try:
-            return await self._pause(resting, reason, absent=old.waits)
-        except Fenced:
-            if old.waits is None or await settle(self._journal.received(old, old.waits)) is None:
-                raise
-        # The signal came at this very moment, when it saw the lease held and left the ringing to us.
-        paused = await self._pause(resting._replace(due=resting.changed), reason)
-        await self._setup.ring(self._record)
-        return paused
+    def _answers(self, branches: Sequence[Branch], entries: list[Entry], **what: Any) -> Answers:
+        """Return what is appended to the log."""
+        step, waits = self.record.step + len(entries), self._waits()
+        if not waits:
+            return Answers(step, **what)
+        ended = [branch.asked.name for branch in branches if isinstance(branch.asked, Wait)] if branches else waits
+        return Answers(step, self._waits(branches) if branches else (), ended, **what)
 
-    async def _restart(self, input: Any, deadline: float) -> Paused | None:
-        """Begin the next round in place of this one, and pause if the time is up."""
-        old, now = self._record, self._setup.clock()
-        data = await self._encode(input, f"the next input of execution {old.id!r}")
-        first = fingerprint(self._journal.codec.loads(old.input)) if old.first_input is None else old.first_input
-        lease = now + self._setup.lease if now < deadline else 0.0
-        begun = (old.id, new_run(), old.workflow, data, self._setup.version, first)
-        record = Record(*begun, old.token + 1, due=now + GRACE, lease=lease, changed=now)
-        await self._lease.hold_over(old, self._journal.restart, record, old)
-        self._record, self._ahead, self._progress = record, False, Progress(record)
-        self._tell("restarted", record)
-        if lease:
+    async def _leave(
+        self, reason: Reason | None, branches: Sequence[Branch] = (), entries: Sequence[Entry] = (), **what: Any
+    ) -> Paused | None:
+        """Leave the workflow, append the last answers, give the lease back and ring.
+
+        Args:
+            reason: Why; ``None``: nothing is left to be performed.
+            branches: Who is answered.
+            entries: The answers.
+            what: As for `Answers`.
+
+        Returns:
+            What `run` returns, or ``None`` if somebody has left a mark that is to be looked at first.
+        """
+        before, now, entries = self.record, self._setup.clock(), list(entries)
+        status, waits = "running", list[str]()
+        due: float | None = now + GRACE
+        if reason is None:
+            reason, data = "save", self._journal.codec.dumps(None)
+            branches = [branch for branch in self._tree.rests.values() if isinstance(branch.asked, Save)]
+            entries = [self._entry(i, self._about(branch, "", now), data) for i, branch in enumerate(branches)]
+            if not branches:
+                waits, wakes = self._waits(), [at for at, _ in self._timers()]
+                status, reason = ("waiting", "wait") if waits else ("sleeping", "sleep")
+                due = min(wakes, default=None)
+        answers = self._answers(branches, entries, **what) if entries else None
+        failure = self._tree.close()
+        if isinstance(failure, Exception):
+            await self._write(records.parked, "failed", describe(failure), answers, entries=entries)
+        else:
+            await self._write(records.paused, status, due, waits, answers, entries=entries)
+        if records.is_holder(self.record, self._hold):
+            await self._replay()
             return None
-        self._tell("paused", record, "budget")
-        await self._setup.ring(record)
-        return Paused(record.id, -1, "budget")
+        if (
+            records.state_of(self.record).holder != self._hold.holder
+        ):  # the answer was lost, and another has claimed it since
+            return Paused(before.id, self.record.step - 1, "busy")
+        if branches and self._setup.observer.listens:
+            self._tell_committed(before, branches, "")
+        if failure is not None:
+            self._tell(self.record.status, self.record, error=failure)
+            raise failure
+        self._tell("paused", self.record, reason)
+        if reason not in {"sleep", "wait"}:
+            await self._setup.ring(self.record)
+        return Paused(before.id, self.record.step - 1, reason)
+
+    async def _begin_anew(self, input: Any, deadline: float) -> Paused | None:
+        """Begin the next run in place of this one, and pause if the time is up."""
+        setup, before, run = self._setup, self.record, records.nonce()
+        data = await self._encode(input, f"the next input of execution {before.id!r}")
+        entries, copied = [Entry(run, INPUT, 0, ABOUT_INPUT, data)], list[Signal]()
+        while self.record.run == before.run:
+            for signal in records.state_of(self.record).signals:
+                if signal not in copied:
+                    about, box = await self._payload(signal)
+                    entries.append(Entry(run, signal.place, 0, about, box.pop()))
+                    copied.append(signal)
+            await self._write(records.begun_anew, run, copied, setup.version, entries=entries)
+        self._hold, self._left, self._performed = self._hold._replace(run=run), frozenset(), False
+        self._tell("restarted", self.record)
+        await self._replay()
+        return None if setup.clock() < deadline else await self._leave("budget")
 
     async def _finish(self, value: Any) -> Any:
         """Delete the execution, or keep it with its value, and return the value."""
-        record, now = self._record, self._setup.clock()
-        if self._setup.retain:
-            data = await self._encode(value, f"the final value of execution {record.id!r}")
-            finished = Record(*record[:6], record.token + 1, record.step, "finished", changed=now)
-            await self._write(finished, Result(record.step, "return", None, data, now, now))
-            value = self._journal.codec.loads(data)  # what whoever asks later gets
+        hold, before = self._hold, self.record
+        if self._setup.retain is False:
+
+            def change(stored: Record | None, since: Since) -> Changed:
+                return (None, ()) if records.is_to_be_removed(stored, since, hold) else None
+
+            await self._journal.update(before.id, before, change)
         else:
-            await settle(self._journal.remove(record.id, record))
-        self._tell("finished", self._record)
+            data = await self._encode(value, f"the final value of execution {before.id!r}")
+            entry = Entry(before.run, before.step, 0, ABOUT_VALUE, data)
+            await self._conclude("finished", entries=[entry])
+            value = self._journal.codec.loads(data)  # what whoever asks later gets
+        self._tell("finished", self.record)
         return value
+
+    async def _fail(self, error: BaseException) -> None:
+        """Park the execution, or end it as cancelled."""
+        if not isinstance(error, Cancelled):
+            await self._park("failed", error)
+        await self._conclude("cancelled", "; ".join(getattr(error, "__notes__", ())))
+        self._tell("cancelled", self.record, error=error)
+
+    async def _conclude(self, status: str, error: str = "", entries: Sequence[Entry] = ()) -> None:
+        """End the execution, and keep its record."""
+        due = self._setup.kept_until(self._setup.clock())
+        await self._write(records.finished, status, due, error, entries=entries)
 
     async def _encode(self, value: Any, whose: str) -> bytes:
         """Encode what the workflow has returned, or park the execution as failed."""
@@ -274,25 +526,11 @@ class Invocation:
         except NotEncodable as error:
             await self._park("failed", error)
 
-    async def _pause(self, record: Record, reason: str, result: Result | None = None, **signal: str | None) -> Paused:
-        """Leave the workflow, write the record that gives the lease back, and ring."""
-        failure = self._progress.close()
-        if isinstance(failure, Exception):
-            record = self._parked(record, "failed", failure)
-        await self._write(record, result, **signal)
-        if failure is not None:
-            self._tell(record.status, record, error=failure)
-            raise failure
-        self._tell("paused", record, reason)
-        if reason not in {"sleep", "wait"}:
-            await self._setup.ring(record)
-        return Paused(record.id, record.step - 1, reason)
-
-    async def _park(self, status: str, error: Exception) -> NoReturn:
+    async def _park(self, status: str, error: BaseException) -> NoReturn:
         """Keep the execution as it stands, out of the sweep's way, and raise `error`."""
-        self._progress.close()
-        await self._write(self._parked(self._record._replace(token=self._record.token + 1), status, error))
-        self._tell(status, self._record, error=error)
+        self._tree.close()
+        await self._write(records.parked, status, describe(error))
+        self._tell(status, self.record, error=error)
         raise error
 
     async def release(self, error: BaseException) -> None:
@@ -301,33 +539,81 @@ class Invocation:
         Args:
             error: What has come in between.
         """
-        self._progress.close()
-        if (record := self._record).lease:
-            # A signal that came meanwhile has left the ringing to us: look again soon.
-            due = self._setup.clock() + GRACE if record.waits else record.due
-            # Neither a stop nor a mistake of the caller's tells anything about the execution.
-            silent = isinstance(error, IdInUse) or not isinstance(error, Exception)
-            reason = record.error if silent else describe(error)
+        self._tree.close()
+        # Neither a stop nor a mistake of the caller's tells anything about the execution.
+        reason = None if isinstance(error, IdInUse) or not isinstance(error, Exception) else describe(error)
+        if records.is_holder(self.record, self._hold):
             with suppress(Exception):
-                await self._write(record._replace(token=record.token + 1, due=due, lease=0.0, error=reason))
-                self._tell("released", self._record, error=error)
+                await self._write(records.released, reason)
+                self._tell("released", self.record, error=error)
 
     async def _write(
-        self, record: Record, result: Result | None = None, absent: str | None = None, taken: str | None = None
+        self,
+        change: Callable[..., Record | None],
+        *values: Any,
+        entries: Sequence[Entry] = (),
+        flush: bool = True,
     ) -> None:
-        old, commit = self._record, self._journal.commit
-        if result is not None and len(result.data) > LARGE:
-            await self._lease.hold_over(old, commit, record, old.token, result, absent=absent, taken=taken)
-        elif (written := commit(record, old.token, result, absent=absent, taken=taken)) is not None:
-            await written
-        self._record = record
-        if result is not None and self._setup.observer.listens:
-            self._tell("committed", record, result.asked)
+        """Apply a change of the holder's to the record, which is written with `entries`."""
+        hold, now = self._hold, self._setup.clock()
 
-    def _renew(self, record: Record) -> Maybe[None]:
-        """Prolong the lease under the same token: after the next commit, this is refused."""
-        return self._journal.commit(record._replace(lease=self._setup.clock() + self._setup.lease), record.token)
+        def changed(stored: Record | None, since: Since) -> Changed:
+            new = change(stored, since, hold, now, *values)
+            return new and (new, entries)
 
-    def _parked(self, record: Record, status: str, error: Exception) -> Record:
-        parked = record._replace(status=status, due=None, lease=0.0, attempts=0, changed=self._setup.clock())
-        return parked._replace(error=describe(error))
+        record = await self._journal.update(hold.id, self.record, changed, flush=flush)
+        self.record = record or self.record._replace(state=records.state_text(State()))  # it is gone
+
+    def _loaded(self, box: list[bytes], place: int) -> Any:
+        """Decode a value, which is given up at that."""
+        try:
+            return self._journal.codec.loads(box.pop())
+        except Exception as error:
+            raise Damaged(self.record.id, place) from error
+
+    # What the tree asks for.
+
+    def _current(self, branch: Branch) -> Current:
+        """Return what a tool may know about a call."""
+        id, run, _, step, *_ = self.record
+        return Current(id, run, step, f"{id}:{run}:{branch.mark if branch.number else branch.count}")
+
+    def _entry(self, index: int, about: str, data: bytes) -> Entry:
+        """Return an entry of the log, one of several to be appended."""
+        return Entry(self.record.run, self.record.step + index, 0, about, data)
+
+    def _about(self, branch: Branch, rest: str, started: float) -> str:
+        """Return what an entry is about that answers a branch now."""
+        times = f'"started":{started!r},"ended":{self._setup.clock()!r}'
+        return f"{_head(branch.number, branch.asked.beginning)}{rest}{times}}}"
+
+    def _waits(self, but: Collection[Branch] = ()) -> list[str]:
+        """Return the names of the signals that are waited for, apart from some branches."""
+        resting = self._tree.rests.values()
+        return [branch.asked.name for branch in resting if isinstance(branch.asked, Wait) and branch not in but]
+
+    def _timers(self) -> list[tuple[float, Branch]]:
+        """Return when sleeps and timeouts are over."""
+        return [
+            (branch.since + branch.asked.seconds, branch)
+            for branch in self._tree.rests.values()
+            if isinstance(branch.asked, (Sleep, Wait)) and branch.asked.seconds is not None
+        ]
+
+    def _tell_committed(self, before: Record, branches: Sequence[Branch], kind: str) -> None:
+        for step, label in enumerate([branch.asked.label for branch in branches] or [kind], before.step + 1):
+            self._tell("committed", before._replace(step=step), label)
+
+
+def _fingerprint(of_input: int | None) -> str:
+    return f'"fingerprint":{"null" if of_input is None else of_input},'
+
+
+def _told(branch: Branch) -> str:
+    """Return what a branch asks for, as people are told."""
+    return f"{branch.asked.label} (branch {branch.number})" if branch.number else branch.asked.label
+
+
+def _head(number: int, beginning: str) -> str:
+    """Return how an entry begins that answers a request of a branch."""
+    return f"{_BRANCH}{number},{beginning}" if number else f"{{{beginning}"

@@ -8,16 +8,14 @@ of the process, is started by the first of them and ends when it wakes up and no
 from __future__ import annotations
 
 import os
-import sys
 from _thread import allocate_lock, start_new_thread  # `threading` takes longer to import than all of this
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from time import monotonic
 from typing import Any, TypeVar
 
-from .blocking import is_async, needs_event_loop, running_loop
+from .blocking import complete, is_async, needs_event_loop, running_loop
 from .errors import EventLoopNeeded
-from .storage import Maybe, Record, settle
 
 T = TypeVar("T")
 
@@ -25,9 +23,6 @@ T = TypeVar("T")
 _LONGEST = 86_400.0
 """Seconds between two renewals at most: what waits cannot wait for ever."""
 
-
-LARGE = 1 << 20
-"""Bytes of a result from which on to write it may take long."""
 
 _IDLE = 1.0
 """Seconds for which the thread stays when it has nothing to do: starting one anew takes longer than many a call."""
@@ -37,38 +32,47 @@ class Lease:
     """The lease of one invocation.
 
     Args:
-        renew: Writes a record again with a later end of its lease.  A renewal that comes too late is refused
-            by the record's token, and one that fails leaves the lease as it was, so its errors are of no concern.
-        length: How long a lease is, in seconds.
+        renew: Prolongs it in the store.  A renewal that fails leaves the lease as it was, so its errors are of no
+            concern.
+        seconds: How long a lease is; 0: there is none.
+        in_threads: Whether the store can be asked in another thread.
     """
 
-    __slots__ = ("_awaited", "_every", "_held", "_next", "_renew", "_renewal", "_renewing", "_timer", "_watched", "due")
+    __slots__ = (
+        "_awaiting",
+        "_every",
+        "_held",
+        "_in_threads",
+        "_renew",
+        "_renewal",
+        "_renewing",
+        "_timer",
+        "_watched",
+        "due",
+    )
 
-    def __init__(self, renew: Callable[[Record], Maybe[None]], length: float) -> None:
-        self._renew = renew
-        self._every = min(length / 3, _LONGEST)
-        self._held: Record | None = None
-        self._awaited: Record | None = None
+    def __init__(self, renew: Callable[[], Coroutine[Any, Any, None]], seconds: float, in_threads: bool) -> None:
+        self._renew, self._in_threads = renew, in_threads
+        self._every = min(seconds / 3, _LONGEST)
+        self._held = self._awaiting = self._watched = False
         self._renewal: Any = None
         self._timer: Any = None
         self._renewing = allocate_lock()
-        self._watched = False
-        self._next = monotonic() + self._every
         self.due = 0.0
         """When the next renewal is, by the monotonic clock."""
 
-    def hold(self, record: Record, call: object) -> None:
-        """Keep the lease of `record` from now on, though `call` may block this thread."""
+    def hold(self, call: object) -> None:
+        """Keep the lease from now on, though `call` may block this thread."""
         if not self._watched:
-            if not record.lease or is_async(call):
+            if not self._every or not self._in_threads or is_async(call):
                 return
             self._watched, self.due = True, monotonic() + self._every
             _watch.add(self)
-        self._held = record
+        self._held = True
 
     def let_go(self) -> None:
         """Keep it no longer; if a renewal is just being written, wait for that."""
-        self._held = None
+        self._held = False
         if self._renewing.locked():
             with self._renewing:
                 pass
@@ -85,64 +89,36 @@ class Lease:
         """Renew while a call blocks, from another thread than the one that holds."""
         self.due = monotonic() + self._every
         with self._renewing, suppress(Exception):
-            if self._held is not None:
-                written = self._renew(self._held)
-                if isinstance(written, Coroutine):  # an async store belongs to its loop, not to this thread
-                    written.close()
+            if self._held:
+                complete(self._renew())
 
-    async def hold_over(self, record: Record, write: Callable[..., Maybe[None]], *values: Any, **signal: Any) -> None:
-        """Write what takes its time, and keep the lease of `record` meanwhile."""
-        self.hold(record, write)
-        try:
-            written = write(*values, **signal)
-        finally:
-            self.let_go()
-        if written is not None:
-            await self.hold_during(written, record)
-
-    async def hold_during(self, outcome: Awaitable[T], record: Record) -> T:
-        """Return what `outcome` comes to, and keep the lease of `record` meanwhile."""
+    async def hold_during(self, outcome: Awaitable[T]) -> T:
+        """Return what `outcome` comes to, and keep the lease meanwhile."""
         loop = running_loop()
         if loop is None:
             return await _without_loop(outcome)
         self.let_go()
-        if not record.lease:
+        if not self._every:
             return await outcome
         if self._timer is None:  # one for all calls: to set and cancel one takes as long as a tenth of a step
             self._timer = loop.call_later(self._every, self._tick, loop)
-        self._awaited = record
+        self._awaiting = True
         try:
             return await outcome
         finally:
-            self._awaited = None
+            self._awaiting = False
             if self._renewal is not None:
                 renewal, self._renewal = self._renewal, None
                 await renewal  # many a client refuses two writes at once
 
     def _tick(self, loop: Any) -> None:
         self._timer = loop.call_later(self._every, self._tick, loop)
-        if self._awaited is not None:
-            self._renewal = loop.create_task(self._renew_now(self._awaited))
+        if self._awaiting:
+            self._renewal = loop.create_task(self._renew_now())
 
-    async def hold_while(self, tasks: set[Any], record: Record) -> AsyncIterator[set[Any]]:
-        """Yield tasks of the running loop as they finish, and keep the lease of `record` meanwhile."""
-        while tasks:
-            done, tasks = await sys.modules["asyncio"].wait(
-                tasks, timeout=max(0.0, self._next - monotonic()), return_when="FIRST_COMPLETED"
-            )
-            await self.keep_up(record)
-            yield done
-
-    async def keep_up(self, record: Record) -> None:
-        """Renew the lease of `record` once a third of it has gone since the last time."""
-        if monotonic() >= self._next:
-            self._next = monotonic() + self._every
-            if record.lease:
-                await self._renew_now(record)
-
-    async def _renew_now(self, record: Record) -> None:
+    async def _renew_now(self) -> None:
         with suppress(Exception):
-            await settle(self._renew(record))
+            await self._renew()
 
 
 class _Watch:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from sys import modules
 from typing import NamedTuple
 
-from .storage import Record
+from .record import Record
 
 
 class Event(NamedTuple):

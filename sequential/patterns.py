@@ -1,53 +1,32 @@
 """Generators for use with ``yield from`` in a workflow: typed calls, retries, compensations.
 
 They are made of what any workflow may yield (`sequential.requests`), so each pause, answer and compensation is a
-recorded step, and all of them go on where they were after a crash.
+recorded step, and all of them go on where they were after a crash.  They do the same whether a tool's error is a value
+(``FlowExecutor(..., errors="value")``) or raised.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Iterable
+from functools import partial
 from typing import Any, ParamSpec, TypeVar, overload
 
 from .calls import INTERRUPTED
+from .checks import FAR, is_number
 from .codec import fingerprint
 from .context import executing
-from .errors import message_of
-from .requests import FAR, Gather, Request, Tool, Version, parse, sleep, tool
-from .storage import is_number
+from .errors import Cancelled, ToolError, message_of
+from .requests import Tool, Version, is_error, parse, sleep, tool
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_Step = Request | Generator[Any, Any, Any]
+_Request = dict[str, Any]
+_Step = _Request | Generator[Any, Any, Any]
+_Tried = Generator[_Request, Any, tuple[Any, ToolError | None]]
 _RetryOn = Callable[[str], bool] | Iterable[str] | None
 
-__all__ = ["ToolError", "call", "check", "retry", "saga"]
-
-
-class ToolError(Exception):
-    """A tool has failed, and the workflow did not say what to do about it.
-
-    A workflow may let it propagate: the execution is parked as failed.
-
-    Args:
-        message: What the tool said.
-        tool: Which tool it was, ``"category.name"`` (or ``"wait name"`` for a signal that did not come), where known.
-        not_undone: From a `saga`: the compensations that failed for good, in the order in which they ran.
-
-    Example:
-        >>> raise ToolError("no seat left", "flight.book")
-        Traceback (most recent call last):
-        sequential.patterns.ToolError: flight.book failed: no seat left
-    """
-
-    def __init__(self, message: str, tool: str | None = None, not_undone: tuple[ToolError, ...] = ()) -> None:
-        super().__init__(message, tool, not_undone)
-        self.message, self.tool, self.not_undone = message, tool, not_undone
-
-    def __str__(self) -> str:
-        text = self.message if self.tool is None else f"{self.tool} failed: {self.message}"
-        return "; not undone: ".join([text, *map(str, self.not_undone)])
+__all__ = ["call", "check", "retry", "saga"]
 
 
 def check(result: T) -> T:
@@ -78,14 +57,14 @@ def check(result: T) -> T:
 
 
 @overload
-def call(fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Generator[Request, Any, T]: ...
+def call(fn: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Generator[_Request, Any, T]: ...
 
 
 @overload
-def call(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Generator[Request, Any, T]: ...
+def call(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Generator[_Request, Any, T]: ...
 
 
-def call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Generator[Request, Any, Any]:
+def call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Generator[_Request, Any, Any]:
     """Ask for the tool that a function is registered as; type checkers know its arguments and its result.
 
     A call that must never be made twice is ``check((yield tool(..., once=True)))``: here, ``once=`` would be an
@@ -117,7 +96,7 @@ def call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Generator[Requ
         >>> FlowExecutor(MemoryStorage(), call=tools, budget=60).execute_sync(workflow, input={"id": 1})
         'User 1'
     """
-    name = getattr(fn, "__qualname__", repr(fn)[:100])
+    name = getattr(fn, "__qualname__", f"a {type(fn).__name__}")
     try:
         registered: tuple[str, str] = fn.__sequential_tool__  # type: ignore[attr-defined]
     except AttributeError:
@@ -126,17 +105,17 @@ def call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Generator[Requ
             f"sequential.tools.Tools, or ask by name with check((yield tool(category, name, input)))"
         ) from None
     if args:
-        raise TypeError(f"call({name}, ...) got {args[0]!r:.100} by position: give its arguments by name")
+        raise TypeError(f"call({name}, ...) got a {type(args[0]).__name__} by position: give its arguments by name")
     request = tool(*registered, kwargs)
     answer = yield request
-    error = _error_in(answer, _name_of(request, "call()"))
+    error = _error_in(answer, ".".join(registered))
     if error is not None:
         raise error
     return answer
 
 
 def retry(
-    request: Request,
+    request: _Request,
     *,
     attempts: int = 3,
     delay: float = 1.0,
@@ -144,7 +123,7 @@ def retry(
     max_delay: float = 3600.0,
     jitter: float = 0.1,
     retry_on: _RetryOn = None,
-) -> Generator[Request, Any, Any]:
+) -> Generator[_Request, Any, Any]:
     """Ask for a tool call again and again until it succeeds, asleep in between.
 
     The jitter is a checksum of the execution's key, the request, the attempt and the error, and so the same at every
@@ -165,6 +144,7 @@ def retry(
         By ``yield from``, the last answer, the tool's result or ``{"__error": message}``; `check` tells them apart.
 
     Raises:
+        ToolError: With ``errors="raise"``, the last one.
         TypeError, ValueError: When an argument is not as above.
 
     Example:
@@ -177,24 +157,27 @@ def retry(
         >>> flow.execute_sync(workflow)
         1.07
     """
-    backoff = _Backoff(attempts, delay, factor, max_delay, jitter, retry_on)
+    repeat = _repeating(attempts, delay, factor, max_delay, jitter, retry_on)
     if not isinstance(parse(request), Tool):
         raise TypeError(
-            f"retry() got {request!r:.100}: give it what tool(...) returns (a generator runs only once: use retry "
-            f"within it)"
+            f"retry() got a {type(request).__name__}: give it what tool(...) returns (a generator runs only once: use "
+            f"retry within it)"
         )
-    answer, error = yield from backoff.repeat(lambda: request, request)
-    return answer if error is None else _ErrorValue(answer, error.tool)
+    answer, error = yield from repeat(lambda: request, request)
+    return answer if error is None else _error_value(answer, error)
 
 
 class saga:  # noqa: N801 - in a workflow it reads like the functions around it
-    """Steps that are undone, in reverse order, when a later one fails.
+    """Steps that are undone, in reverse order, when a later one fails or is cancelled.
 
     Make one at the beginning of the workflow, for it belongs to one execution.  A step that fails is not undone
-    itself, whatever it has done: let its tool succeed entirely or not at all.
+    itself, whatever it has done: let its tool succeed entirely or not at all.  Nor is one that is cancelled: it was
+    not begun, unless its process died meanwhile.
 
-    What fails outside of its steps undoes nothing.  Say `undo` yourself where the workflow gives up, or in an
-    ``except Exception``; never in ``finally`` or a ``with``, which run at every pause.
+    What fails or is cancelled between its steps undoes nothing by itself.  Take all of them within a step, a generator
+    of the same saga, ``yield from trip.do(booking(trip, input))``; or catch it,
+    ``except (Exception, Cancelled): yield from trip.undo(); raise``, with `sequential.Cancelled`.  Never undo in a
+    bare ``except``, in ``finally`` or in a ``with``, which run at every pause.
 
     Args:
         attempts: How often to try each compensation; this and the others as for `retry`.
@@ -236,7 +219,7 @@ class saga:  # noqa: N801 - in a workflow it reads like the functions around it
         'too expensive'
     """
 
-    __slots__ = ("_backoff", "_done")
+    __slots__ = ("_done", "_repeat")
 
     def __init__(
         self,
@@ -248,20 +231,20 @@ class saga:  # noqa: N801 - in a workflow it reads like the functions around it
         jitter: float = 0.1,
         retry_on: _RetryOn = None,
     ) -> None:
-        self._backoff = _Backoff(attempts, delay, factor, max_delay, jitter, retry_on)
+        self._repeat = _repeating(attempts, delay, factor, max_delay, jitter, retry_on)
         self._done: list[tuple[Callable[[], _Step], Any]] = []
         """What makes each compensation, and the result of the step that it undoes."""
 
     @overload
     def do(
         self, step: Generator[Any, Any, T], undo: Callable[[T], _Step] | None = None
-    ) -> Generator[Request, Any, T]: ...
+    ) -> Generator[_Request, Any, T]: ...
 
     @overload
-    def do(self, step: Request, undo: Callable[[Any], _Step] | None = None) -> Generator[Request, Any, Any]: ...
+    def do(self, step: _Request, undo: Callable[[Any], _Step] | None = None) -> Generator[_Request, Any, Any]: ...
 
-    def do(self, step: _Step, undo: Callable[[Any], _Step] | None = None) -> Generator[Request, Any, Any]:
-        """Take a step; if it fails, undo those before it.
+    def do(self, step: _Step, undo: Callable[[Any], _Step] | None = None) -> Generator[_Request, Any, Any]:
+        """Take a step; if it fails or is cancelled, undo those before it.
 
         Args:
             step: What ``tool(...)`` or ``wait(...)`` returns, or a generator.
@@ -272,105 +255,107 @@ class saga:  # noqa: N801 - in a workflow it reads like the functions around it
             By ``yield from``, the step's result.
 
         Raises:
-            ToolError: When the step was answered with an error value; what could not be undone is in ``not_undone``.
+            ToolError: When the step was answered with an error; what could not be undone is in ``not_undone``.
+            Cancelled: When the execution is cancelled, once all is undone; what could not be is in its notes.
             Exception: When the step is a generator, what it raised; a `ToolError` if something could not be undone.
             TypeError: When `step`, `undo` or what it returns is not as above; nothing is undone, for the execution
                 can go on with a mended workflow.
         """
         _name_of(step, "do()")
         if undo is not None and not callable(undo):
-            raise TypeError(f"do(..., undo=) got {undo!r:.100}: give a function, `lambda result: tool(...)`")
-        result: Any = None
-        error: Exception | None
+            raise TypeError(f"do(..., undo=) got a {type(undo).__name__}: give a function, `lambda result: tool(...)`")
         try:
             result, error = yield from _attempt(lambda: step)
-        except Exception as raised:
-            error = raised
-        if error is not None:
-            not_undone = yield from self._undo()
-            if not not_undone:
+            if error is not None:
                 raise error
-            failed = _as_tool_error(error)
-            raise ToolError(failed.message, failed.tool, failed.not_undone + not_undone) from error
+        except (Exception, Cancelled) as failure:
+            yield from self._undo(failure)
+            raise
         if undo is not None:
-            compensation, again = undo(result), undo
+            compensation = undo(result)
             _name_of(compensation, "undo= of do()")
-            is_request = isinstance(compensation, dict)
-            self._done.append(((lambda: compensation) if is_request else (lambda: again(result)), result))
+            make = (lambda: compensation) if isinstance(compensation, dict) else partial(undo, result)
+            self._done.append((make, result))
         return result
 
-    def undo(self) -> Generator[Request, Any, None]:
+    def undo(self) -> Generator[_Request, Any, None]:
         """Undo the steps so far, the last one first; a second time does nothing.
 
         Raises:
             ToolError: When a compensation failed for good; the others were run all the same.
+            Cancelled: When the execution is cancelled meanwhile, likewise.
         """
-        not_undone = yield from self._undo()
-        if not_undone:
-            raise ToolError("not everything could be undone", None, not_undone)
+        yield from self._undo(None)
 
-    def _undo(self) -> Generator[Request, Any, tuple[ToolError, ...]]:
-        """Run the compensations, and return how those failed that did."""
+    def _undo(self, failure: BaseException | None) -> Generator[_Request, Any, None]:
+        """Run the compensations, and raise what tells which of them failed, or that it was cancelled meanwhile."""
+        cancelled = failure if isinstance(failure, Cancelled) else None
         not_undone: list[ToolError] = []
         while self._done:
-            make, result = self._done.pop()
+            make, result = self._done[-1]
             try:
-                _, error = yield from self._backoff.repeat(make, result)
+                _, error = yield from self._repeat(make, result)
+            except Cancelled as raised:  # in place of a call, which is still to be made
+                cancelled = raised
+                continue
             except Exception as raised:
                 error = _as_tool_error(raised)
+            self._done.pop()
             if error is not None:
                 not_undone.append(error)
-        return tuple(not_undone)
+        if cancelled is not None:
+            for each in not_undone:
+                cancelled.add_note(f"not undone: {each}")
+            raise cancelled
+        if not_undone:
+            told = _as_tool_error(failure) if failure else ToolError("not everything could be undone")
+            raise ToolError(told.message, told.tool, (*told.not_undone, *not_undone)) from failure
 
 
-class _Backoff:
-    """Which failures to try again after, how often, and how long to sleep before."""
+def _repeating(  # noqa: PLR0917 - the options of `retry`, in their order
+    attempts: int, delay: float, factor: float, max_delay: float, jitter: float, retry_on: _RetryOn
+) -> Callable[[Callable[[], _Step], Any], _Tried]:
+    """Return what does what a function makes until that succeeds, asleep in between, and returns as `_attempt` does."""
+    if not (
+        all(is_number(number, 1) for number in (attempts, factor))
+        and all(is_number(seconds, 0) for seconds in (delay, max_delay))
+        and is_number(jitter, 0, 1)
+    ):
+        raise ValueError(
+            f"attempts= and factor= must be at least 1, delay= and max_delay= at least 0 seconds, and jitter= from "
+            f"0 to 1, got {attempts=}, {factor=}, {delay=}, {max_delay=}, {jitter=}"
+        )
+    longest, wants = min(max_delay, FAR / 2), _predicate(retry_on)
 
-    __slots__ = ("_attempts", "_delay", "_factor", "_jitter", "_max_delay", "_wants")
-
-    def __init__(  # noqa: PLR0917 - the options of `retry`, in their order
-        self,
-        attempts: int,
-        delay: float,
-        factor: float,
-        max_delay: float,
-        jitter: float,
-        retry_on: _RetryOn,
-    ) -> None:
-        if not (
-            all(is_number(number, 1) for number in (attempts, factor))
-            and all(is_number(seconds, 0) for seconds in (delay, max_delay))
-            and is_number(jitter, 0, 1)
-        ):
-            raise ValueError(
-                f"attempts= and factor= must be at least 1, delay= and max_delay= at least 0 seconds, and jitter= from "
-                f"0 to 1, got {attempts=}, {factor=}, {delay=}, {max_delay=}, {jitter=}"
-            )
-        self._attempts, self._delay, self._factor = attempts, delay, factor
-        self._max_delay, self._jitter, self._wants = min(max_delay, FAR / 2), jitter, _predicate(retry_on)
-
-    def repeat(self, make: Callable[[], _Step], seed: Any) -> Generator[Request, Any, tuple[Any, ToolError | None]]:
-        """Do what `make` makes until it succeeds, and return as `_attempt` does."""
-        attempt, pause = 1, min(self._delay, self._max_delay)
+    def repeat(make: Callable[[], _Step], seed: Any) -> _Tried:
+        attempt, pause = 1, min(delay, longest)
         while True:
             answer, error = yield from _attempt(make)
-            if error is None or attempt >= self._attempts or not self._wants(error.message):
+            if error is None or attempt >= attempts or not wants(error.message):
                 return answer, error
             # None: an input that only a user's codec knows.
             checksum = fingerprint([executing.get(), seed, attempt, error.message]) or 0
             if pause > 0:
-                yield sleep(pause * (1 + self._jitter * (checksum / 2**31 - 1)))
-            attempt, pause = attempt + 1, min(pause * self._factor, self._max_delay)
+                yield sleep(pause * (1 + jitter * (checksum / 2**31 - 1)))
+            attempt, pause = attempt + 1, min(pause * factor, longest)
+
+    return repeat
 
 
 class _ErrorValue(dict[str, Any]):
     """An error value like any other, which `check` can tell the tool of."""
 
     __slots__ = ("tool",)
+    tool: str | None
 
-    def __init__(self, answer: dict[str, Any], tool: str | None) -> None:
-        super().__init__(answer)
-        self.tool = tool
+
+def _error_value(answer: Any, error: ToolError) -> _ErrorValue:
+    """Return the error value that an error was made of, or raise the error if it was raised."""
+    if answer is None:
+        raise error
+    value = _ErrorValue(answer)
+    value.tool = error.tool
+    return value
 
 
 def _predicate(retry_on: _RetryOn) -> Callable[[str], bool]:
@@ -385,8 +370,8 @@ def _predicate(retry_on: _RetryOn) -> Callable[[str], bool]:
     return lambda message: any(text in message for text in texts)
 
 
-def _attempt(make: Callable[[], _Step]) -> Generator[Request, Any, tuple[Any, ToolError | None]]:
-    """Do what `make` makes, and return its answer and the error that it is, if it is one."""
+def _attempt(make: Callable[[], _Step]) -> _Tried:
+    """Do what `make` makes, and return its answer, ``None`` for an error that was raised, and the error, if any."""
     try:
         step = make()
         if isinstance(step, dict):
@@ -398,14 +383,14 @@ def _attempt(make: Callable[[], _Step]) -> Generator[Request, Any, tuple[Any, To
     return answer, _error_in(answer, name)
 
 
-def _error_in(answer: object, name: str | None) -> ToolError | None:
+def _error_in(answer: Any, name: str | None) -> ToolError | None:
     """Return the error that an answer is, if it is one."""
-    if isinstance(answer, dict) and len(answer) == 1 and "__error" in answer:
-        return ToolError(str(answer["__error"]), answer.tool if isinstance(answer, _ErrorValue) else name)
-    return None
+    if not is_error(answer):
+        return None
+    return ToolError(str(answer["__error"]), answer.tool if isinstance(answer, _ErrorValue) else name)
 
 
-def _as_tool_error(error: Exception) -> ToolError:
+def _as_tool_error(error: BaseException) -> ToolError:
     """Return an error of a generator as one that shows and pickles like the others."""
     return error if isinstance(error, ToolError) else ToolError(f"{type(error).__name__}: {message_of(error)}")
 
@@ -415,6 +400,6 @@ def _name_of(step: object, where: str) -> str | None:
     if isinstance(step, Generator):
         return None
     request = parse(step)
-    if request is None or isinstance(request, (Gather, Version, list)):
-        raise TypeError(f"{where} got {step!r:.100}: give what tool(...) returns, or a generator")
+    if request is None or isinstance(request, (Version, list)):
+        raise TypeError(f"{where} got a {type(step).__name__}: give what tool(...) returns, or a generator")
     return request.label.removeprefix("tool ")

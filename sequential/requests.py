@@ -10,19 +10,29 @@ helper                             plain value                           answere
 ``sleep(60)``                      ``{"__sleep": 60}``                   ``None``
 ``wait("approval", timeout=60)``   ``{"__wait": ["approval", 60]}``      the payload, or ``{"__error": "timeout"}``
 ``version()``                      ``{"__version": True}``               the ``version=`` it began under
-``again({"page": 2})``, returned   ``{"__again": {"page": 2}}``          nothing: it begins anew with this input
 =================================  ====================================  ======================================
+
+Returned, ``again({"page": 2})`` begins anew with this input.  It has no plain value: what else a workflow returns is
+data, whatever its keys.
 """
 
 from functools import lru_cache
 from typing import Any, Never, cast
 
-from .storage import is_name, is_number
+from .checks import FAR, is_name, is_number, is_storable
+from .codec import encode_json
 
-Request = dict[str, Any]
 
-FAR = 1e12
-"""Seconds (thirty thousand years): more is an error of somebody's arithmetic."""
+class Request(dict[str, Any]):
+    """What a helper function returns, to be yielded."""
+
+    __slots__ = ()
+
+
+class Anew(dict[str, Any]):
+    """What `again` returns, to be returned by a workflow."""
+
+    __slots__ = ()
 
 
 def tool(category: str, name: str, input: Any = None, once: bool = False) -> Request:
@@ -37,13 +47,15 @@ def tool(category: str, name: str, input: Any = None, once: bool = False) -> Req
         once: Whether never to call it a second time: it is marked as started first, and if it is found started
             but unfinished later, the answer is ``{"__error": "interrupted"}``.
     """
-    request: Request = {"__tool": [category, name, {} if input is None else input]}
-    return request | {"__once": True} if once else request
+    request = Request(__tool=[category, name, {} if input is None else input])
+    if once:
+        request["__once"] = True
+    return request
 
 
 def save() -> Request:
     """Pause here, whatever the budget."""
-    return {"__save": True}
+    return Request(__save=True)
 
 
 def sleep(seconds: float) -> Request:
@@ -52,7 +64,7 @@ def sleep(seconds: float) -> Request:
     Args:
         seconds: How long; 0 or less is no pause.
     """
-    return {"__sleep": seconds}
+    return Request(__sleep=seconds)
 
 
 def wait(name: str, timeout: float | None = None) -> Request:
@@ -60,14 +72,15 @@ def wait(name: str, timeout: float | None = None) -> Request:
 
     Args:
         name: The signal's name, of the same characters as an execution's id.
-        timeout: Seconds after which the answer is ``{"__error": "timeout"}``; ``None``: never.
+        timeout: Seconds after which the answer is ``{"__error": "timeout"}``; ``None``: never.  A signal that has come
+            by the time when somebody looks is taken all the same.
     """
-    return {"__wait": [name, timeout]}
+    return Request(__wait=[name, timeout])
 
 
 def version() -> Request:
     """Ask for the executor's ``version=`` at the time this execution began; takes no step."""
-    return {"__version": True}
+    return Request(__version=True)
 
 
 def again(input: Any = None) -> Never:
@@ -80,17 +93,17 @@ def again(input: Any = None) -> Never:
         input: The input of the next round, any JSON value; left out, ``{}``.
     """
     # Typed as what never comes back, so that a workflow may return it whatever else it returns.
-    return cast("Never", {"__again": {} if input is None else input})  # type: ignore[misc]
+    return cast("Never", Anew(__again={} if input is None else input))  # type: ignore[misc]
 
 
 class Tool:
     """A tool call, as the executor sees it."""
 
-    __slots__ = ("category", "input", "label", "name", "once")
+    __slots__ = ("beginning", "category", "input", "label", "name", "once")
 
-    def __init__(self, label: str, category: str, name: str, input: Any, once: bool) -> None:
-        self.label, self.category, self.name = label, category, name
-        self.input, self.once = input, once
+    def __init__(self, labels: tuple[str, str], category: str, name: str, input: Any, once: bool) -> None:
+        self.label, self.beginning = labels
+        self.category, self.name, self.input, self.once = category, name, input, once
 
     @property
     def needs(self) -> str:
@@ -98,25 +111,11 @@ class Tool:
         return "tool(..., once=True)" if self.once else ""
 
 
-class Gather:
-    """Tool calls to be performed together; at least one."""
-
-    __slots__ = ("tools",)
-    label = "gather"  # never recorded: each of its calls is, by itself
-
-    def __init__(self, tools: list[Tool]) -> None:
-        self.tools = tools
-
-    @property
-    def needs(self) -> str:
-        """What of this only a Journal can promise."""
-        return next((tool.needs for tool in self.tools if tool.once), "")
-
-
 class Save:
     """A pause that was asked for."""
 
     label = "save"
+    beginning = '"asked":"save",'
     needs = ""
 
 
@@ -125,6 +124,7 @@ class Sleep:
 
     __slots__ = ("seconds",)
     label = "sleep"
+    beginning = '"asked":"sleep",'
     needs = "sleep()"
 
     def __init__(self, seconds: float) -> None:
@@ -134,11 +134,16 @@ class Sleep:
 class Wait:
     """A pause until a signal comes."""
 
-    __slots__ = ("label", "name", "timeout")
+    __slots__ = ("label", "name", "seconds")
     needs = "wait()"
 
-    def __init__(self, name: str, timeout: float | None) -> None:
-        self.label, self.name, self.timeout = f"wait {name}", name, timeout
+    def __init__(self, name: str, seconds: float | None) -> None:
+        self.label, self.name, self.seconds = f"wait {name}", name, seconds
+
+    @property
+    def beginning(self) -> str:
+        """How an entry that answers it says so; a name has no character that JSON writes in another way."""
+        return f'"asked":"{self.label}",'
 
 
 class Version:
@@ -147,49 +152,25 @@ class Version:
     needs = "version()"
 
 
-class Return:
-    """The workflow's end: not yielded, but replay compares it with what was recorded like any request."""
-
-    label = "return"
-    needs = ""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-class Again(Return):
-    """The end of a round; its value is the next one's input."""
-
-    needs = "again()"
-
-
-Step = Tool | Gather | Save | Sleep | Wait
-"""What is recorded as a step, or several."""
+Asked = Tool | Save | Sleep | Wait
+"""What an entry of the log answers."""
 
 _SAVE, _VERSION = Save(), Version()
 
 
 @lru_cache  # a workflow asks for few tools, but often
-def _label(category: str, name: str) -> str | None:
-    """Return what a tool is recorded as, or ``None`` when its name cannot be stored."""
+def _label(category: str, name: str) -> tuple[str, str] | None:
+    """Return what a tool is recorded as, plain and in an entry, or ``None`` when its name cannot be stored."""
     # A dot in both would make two tools look alike.
     label = f"tool {category}.{name}" if "." not in category else f"tool {category!r}.{name}"
-    return label if is_storable(label) else None
+    return (label, f'"asked":{encode_json(label)},') if is_storable(label) else None
 
 
-def is_storable(text: str) -> bool:
-    """Whether every store can keep `text`: none a lone surrogate, PostgreSQL no NUL."""
-    try:
-        return b"\0" not in text.encode()
-    except UnicodeEncodeError:
-        return False
-
-
-def parse(value: object) -> Step | Version | list[Any] | None:
+def parse(value: object) -> Asked | Version | list[Tool] | None:
     """Read a yielded value.
 
     Returns:
-        The request, an empty list as it is, or ``None`` when the value is not a request.
+        The request, a list of calls, or ``None`` when the value is not a request.
     """
     if isinstance(value, dict):
         asked = value.get("__tool")
@@ -200,15 +181,13 @@ def parse(value: object) -> Step | Version | list[Any] | None:
     elif isinstance(value, (list, tuple)):
         tools = [found for each in value if isinstance(each, dict) and isinstance(found := parse(each), Tool)]
         if len(tools) == len(value):
-            return Gather(tools) if tools else []
+            return tools
     return None
 
 
-def parse_return(value: object) -> Return:
-    """Read a returned value."""
-    if isinstance(value, dict) and len(value) == 1 and "__again" in value:
-        return Again(value["__again"])
-    return Return(value)
+def is_error(value: object) -> bool:
+    """Whether an answer is an error value."""
+    return isinstance(value, dict) and len(value) == 1 and "__error" in value
 
 
 def _parse_tool(value: dict[Any, Any], asked: object) -> Tool | None:
@@ -218,13 +197,13 @@ def _parse_tool(value: dict[Any, Any], asked: object) -> Tool | None:
     if isinstance(asked, (list, tuple)) and len(asked) == 3:  # noqa: PLR2004 - category, name, input
         category, name, input = asked  # a match statement reads better and takes three times as long
         if isinstance(category, str) and isinstance(name, str):
-            label = _label(category, name)
-            if label is not None:
-                return Tool(label, category, name, input, once)
+            found = _label(category, name)
+            if found is not None:
+                return Tool(found, category, name, input, once)
     return None
 
 
-def _parse_other(value: dict[Any, Any]) -> Step | Version | None:
+def _parse_other(value: dict[Any, Any]) -> Asked | Version | None:
     ((kind, asked),) = value.items()
     if kind == "__save" and asked is True:
         return _SAVE

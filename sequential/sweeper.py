@@ -5,10 +5,9 @@ from __future__ import annotations
 from asyncio import sleep
 from logging import getLogger
 
+from .checks import check_limit, is_number
 from .errors import NotSupported
 from .executor import FlowExecutor
-from .storage import is_number
-from .upkeep import check_limit
 
 _BEGINNING = 1.0
 """Seconds before the first sweep: begun in a server's lifespan, it would ring before that server listens."""

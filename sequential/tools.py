@@ -9,9 +9,9 @@ from contextvars import copy_context
 from typing import Any, NamedTuple, TypeVar, overload
 
 from .blocking import is_async, usable_loop
+from .checks import is_number
 from .errors import UnknownTool
 from .requests import parse, tool
-from .storage import is_number
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -110,8 +110,8 @@ class Tools:
             return lambda function: self.add(category, function, name=name, timeout=timeout)
         if not callable(function):
             raise TypeError(
-                f"tools.add({category!r}, {function!r:.100}) was given no function: the second argument is the "
-                f"function, and the tool's name is name="
+                f"tools.add({category!r}, ...) was given a {type(function).__name__}, which is no function: the second "
+                f"argument is the function, and the tool's name is name="
             )
         name = _name_of(category, function) if name is None else name
         threaded = (self._threads or timeout is not None) and not is_async(function)
@@ -205,23 +205,23 @@ class _Function(NamedTuple):
             raise
 
     def refusal(self, input: object, reason: str) -> str:
-        """Say that the function cannot be called with `input`."""
+        """Say that the function cannot be called with `input`, of which only the names are told."""
         from inspect import signature  # noqa: PLC0415 - slow to import, and seldom needed
 
         shown = "(...)"
         with suppress(Exception):  # some built-ins have none
             shown = str(signature(self.function))
-        return f"tool {self.label}{shown} cannot be called with {input!r:.200}: {reason}"
+        given = f"({_listed(map(str, input)):.200})" if isinstance(input, dict) else f"a {type(input).__name__}"
+        return f"tool {self.label}{shown} cannot be called with {given}: {reason:.200}"
 
     def _misfit(self, error: TypeError, input: dict[str, Any]) -> str | None:
         """Return why `input` does not fit the function, or ``None`` when the error is the function's own."""
         from inspect import signature, unwrap  # noqa: PLC0415 - slow to import, and seldom needed
+        from traceback import walk_tb  # noqa: PLC0415 - likewise
 
-        code, trace = getattr(unwrap(self.function), "__code__", None), error.__traceback__
-        while trace is not None:
-            if trace.tb_frame.f_code is code:
-                return None  # the function had begun; a decorator may well call it with more than it is given
-            trace = trace.tb_next
+        code = getattr(unwrap(self.function), "__code__", None)
+        if any(frame.f_code is code for frame, _ in walk_tb(error.__traceback__)):
+            return None  # the function had begun; a decorator may well call it with more than it is given
         try:
             expected = signature(self.function)
         except Exception:
@@ -275,7 +275,7 @@ def _name_of(category: str, function: Callable[..., Any]) -> str:
     name: str = getattr(function, "__name__", "")
     if not name.isidentifier():
         raise ValueError(
-            f"{function!r:.100} has no name to be called by: tools.add({category!r}, ..., name=) gives it one"
+            f"a {type(function).__name__} has no name to be called by: tools.add({category!r}, ..., name=) gives it one"
         )
     return name
 
@@ -287,7 +287,7 @@ def _place(function: Callable[..., Any]) -> str:
     inner = unwrap(function)
     code = getattr(inner, "__code__", None)
     if code is None:
-        return f"{inner!r:.100}"
+        return str(getattr(inner, "__qualname__", f"a {type(inner).__name__}"))
     return f"{code.co_qualname} ({code.co_filename}:{code.co_firstlineno})"
 
 

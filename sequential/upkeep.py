@@ -1,89 +1,160 @@
-"""What is done for executions from outside: ring those that are late, remove those that are old."""
+"""What is done for executions from outside: ring those that are late, remove those that are old, copy one."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from time import time
 
+from . import record as records
+from .blocking import settle
 from .codec import fingerprint
 from .context import ends_at
-from .errors import Fenced, StorageError
-from .setup import GRACE, Setup
-from .storage import CLOSED, Record, is_whole, settle
+from .errors import Damaged, Fenced, IdInUse, StorageError
+from .owner import is_dead
+from .record import ENDED, GRACE, INPUT, MAKING, PARKED, Changed, Entry, Record, Since, State
+from .setup import Setup, Status
 
-LONGEST_WAIT = 3600.0
-"""Seconds that the sweep waits at most before it rings the same execution again."""
-
-ATTEMPTS = 10
-"""Rings of the sweep without a new step after which an execution is parked: some four hours of backoff."""
-
-PAGE = 100
+_PAGE = 100
 """Records that are looked at together when old ones are removed."""
 
 
-async def sweep(setup: Setup, limit: int) -> list[str]:
-    """Ring up to `limit` executions whose time has come, and return their ids."""
-    rung, failures = list[str](), list[StorageError]()
-    for record in await settle(setup.journal.due(setup.clock(), check_limit(limit))):
+class Swept(list[str]):
+    """The ids that a sweep has rung."""
+
+    __slots__ = ("failed",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed: list[str] = []
+        """The ids of those that could not be rung, or written: the next sweep will try again."""
+
+
+async def sweep(setup: Setup, limit: int) -> Swept:
+    """Look at up to `limit` executions whose time has come."""
+    rung, failures = Swept(), list[StorageError]()
+    for record in await settle(setup.journal.due(setup.clock(), limit)):
         if time() >= ends_at.get():
             break  # the rest stays due
-        stuck = record.attempts >= ATTEMPTS
-        # Jitter from the id and the attempt: spread like a random one, yet the same in every sweep.
-        wait = min(GRACE * 2**record.attempts, LONGEST_WAIT)
-        wait *= 0.75 + (fingerprint([record.id, record.attempts]) or 0) / 2**33
-        moved = record._replace(token=record.token + 1, lease=0.0)
-        if stuck:
-            last = f", the last error being {record.error}" if record.error else ""
-            reason = f"no progress in {ATTEMPTS} attempts of the sweep{last}: mend what is wrong, then resume it"
-            moved = moved._replace(status="stuck", due=None, attempts=0, error=reason, changed=setup.clock())
-        else:
-            moved = moved._replace(due=setup.clock() + wait, attempts=record.attempts + 1)
         try:
-            await settle(setup.journal.commit(moved, record.token))
-        except Fenced:
-            continue  # another sweep or an invocation was first
+            if record.status in ENDED or record.status == "making":
+                await _remove(setup, record)
+            else:
+                await _look_at(setup, record, rung)
+        except Damaged as error:
+            setup.observer.tell("damaged", record, "it is parked as stuck", error)
+            await _change(setup, record, lambda stored: stored._replace(status="stuck", due=None))
         except StorageError as error:  # of this record alone, perhaps; the others must not wait for that
             failures.append(error)
+            rung.failed.append(record.id)
             setup.observer.tell("ring failed", record, "the next sweep will try again", error)
-            continue
-        if stuck:
-            setup.observer.tell("stuck", moved, moved.error or "")
-        elif await setup.ring(moved):
-            rung.append(record.id)
-        else:  # that nobody can be rung is not the execution's fault, and must not park it
-            with suppress(Fenced, StorageError):
-                tried = moved._replace(token=moved.token + 1, attempts=record.attempts)
-                await settle(setup.journal.commit(tried, moved.token))
     if failures and not rung:
         raise failures[0]
     return rung
 
 
-async def purge(setup: Setup, older_than: float) -> list[str]:
-    """Remove what has not changed for `older_than` seconds and is not to be due, and return its ids."""
-    journal, before = setup.journal, setup.clock() - older_than
-    purged, after = list[str](), ""
-    while records := await settle(journal.find(after, PAGE)):
-        after = records[-1].id
-        for record in records:
-            if max(record.changed, record.rings_at or 0.0) > before:
-                continue
-            with suppress(Fenced):  # it has just gone on, or is about to
-                last = record
-                if record.status not in CLOSED:
-                    last = cancelled(record, record.changed)
-                    await settle(journal.commit(last, record.token, absent=record.waits))
-                await settle(journal.remove(last.id, last))
-                purged.append(record.id)
+async def _look_at(setup: Setup, record: Record, rung: Swept) -> None:
+    """Ring an execution, unless it is held, or another sweep was first."""
+    now, before = setup.clock(), records.state_of(record).attempts
+
+    def factor(attempt: int) -> float:
+        # From the id and the attempt: spread like a random one, yet the same in every sweep.
+        return 0.75 + (fingerprint([record.id, attempt]) or 0) / 2**33
+
+    moved = await _change(setup, record, lambda stored: records.swept(stored, now, is_dead, factor))
+    if moved is None:
+        return
+    state = records.state_of(moved)
+    if moved.status == "stuck":
+        setup.observer.tell("stuck", moved, state.error)
+    elif state.attempts == before + 1:
+        if await setup.ring(moved):
+            rung.append(record.id)
+        else:
+            rung.failed.append(record.id)
+            with suppress(StorageError):
+                await _change(setup, moved, lambda stored: records.not_rung(stored, before))
+
+
+async def purge(setup: Setup, older_than: float, waiting: bool) -> list[str]:
+    """Remove what has ended or is parked, and has not changed for `older_than` seconds, and return its ids."""
+    now, purged = setup.clock(), list[str]()
+    for status in sorted(ENDED | PARKED | ({"waiting"} if waiting else set())):
+        after = ""
+        while found := await settle(setup.journal.find(after, _PAGE, status, None, now - older_than)):
+            after = found[-1].id
+            for record in found:
+                if status == "waiting" and (record.due is not None or records.is_held(record, now, is_dead)):
+                    continue
+                if await _remove(setup, record):
+                    purged.append(record.id)
     return purged
 
 
-def check_limit(limit: int) -> int:
-    """Return `limit` if a page can be that long."""
-    if not is_whole(limit, 1, 2**31 - 1):
-        raise ValueError(f"limit= is a number of executions from 1 to {2**31 - 1:,}, not {limit!r}")
-    return limit
+async def fork(setup: Setup, source: Record, at: int, id: str) -> Record:
+    """Begin an execution with the first `at` answers of another.
+
+    Raises:
+        Fenced: When the other was deleted, or began anew, meanwhile.
+        IdInUse: When there is one of this id.
+    """
+    now, run, state = setup.clock(), records.nonce(), records.state_of(source)
+    begun = State(errors=state.errors, version=state.version, started=state.started, input=state.input)
+    made = Record(id, run, "", 0, source.workflow, "making", now + MAKING, now, records.state_text(begun))
+    known: Record | None = None
+    place, part = INPUT, 0
+    while True:
+        found, page = await settle(setup.journal.read(source.id, (place, part), at))
+        if found is None or found.run != source.run:
+            raise Fenced(source.id)
+        if not page:
+            break
+        known = await _make(setup, known, made, [entry._replace(run=run) for entry in page])
+        place, part = page[-1].place, page[-1].part + 1
+    return await _make(setup, known, made._replace(step=at, status="running", due=setup.clock() + GRACE), [])
 
 
-def cancelled(record: Record, now: float) -> Record:
-    """Return the record of an execution that never runs again."""
-    ended = record._replace(token=record.token + 1, status="cancelled", due=None, lease=0.0, waits=None)
-    return ended._replace(changed=now)
+async def _make(setup: Setup, known: Record | None, made: Record, entries: list[Entry]) -> Record:
+    """Write a part of an execution that is being made."""
+
+    def change(stored: Record | None, _: Since) -> Changed:
+        if (stored and stored.run) != (known and made.run) and (stored is None or stored.run != made.run):
+            raise IdInUse(made.id, "history")
+        return made, entries
+
+    record = await setup.journal.update(made.id, known, change)
+    assert record is not None
+    return record
+
+
+async def _remove(setup: Setup, record: Record) -> bool:
+    """Remove an execution that is as it was seen, and return whether it is gone."""
+
+    def change(stored: Record | None, _: Since) -> Changed:
+        return (None, ()) if stored is not None and stored.stamp == record.stamp else None
+
+    return await setup.journal.update(record.id, record, change) is None
+
+
+async def _change(setup: Setup, record: Record, change: Callable[[Record], Record]) -> Record | None:
+    """Apply a change to an execution that is as it was seen; ``None``: it is not, so somebody takes care of it."""
+    is_ours = False
+
+    def changed(stored: Record | None, _: Since) -> Changed:
+        nonlocal is_ours
+        is_ours = stored is not None and stored.stamp == record.stamp
+        return (change(stored), ()) if is_ours and stored is not None else None
+
+    found = await setup.journal.update(record.id, record, changed)
+    return found if is_ours else None
+
+
+def statuses(setup: Setup, found: Iterable[Record]) -> list[Status]:
+    """Return how executions stand, without those whose record cannot be read."""
+    standing = list[Status]()
+    for record in found:
+        try:
+            standing.append(setup.status(record))
+        except Damaged as error:
+            setup.observer.tell("damaged", record, "its record cannot be read", error)
+    return standing

@@ -1,14 +1,12 @@
-"""A workflow in progress: the generator, what it asks for next, and what can be wrong with it."""
+"""What a workflow is, and what can be wrong with one."""
 
 from collections.abc import Callable, Generator, Iterable
 from types import FunctionType, GeneratorType
 from typing import Any, TypeVar
 
 from .blocking import is_async
-from .context import executing
-from .errors import InvalidWorkflow, InvalidYield, NotSupported
-from .requests import Return, Step, Version, parse, parse_return
-from .storage import Record
+from .errors import InvalidWorkflow
+from .requests import Tool, parse
 
 T = TypeVar("T")
 
@@ -29,91 +27,17 @@ _FORMS = {
 """How each request is written, by the key of its plain value."""
 
 
-class Raised:
-    """The workflow's end by an exception."""
+def make(workflow: Workflow[Any], input: Any) -> Generator[Any, Any, Any]:
+    """Return a workflow's generator; `workflow` is one that `check` has accepted.
 
-    label = "raise"
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
-class Progress:
-    """One run through a workflow.
-
-    Args:
-        record: Whose; without a version, the storage has but five methods.
+    Raises:
+        InvalidWorkflow: When a decorator around it makes something else of it.
     """
-
-    __slots__ = ("_generator", "_key", "_version")
-
-    def __init__(self, record: Record) -> None:
-        self._version, self._key = record.version, f"{record.id}:{record.run}"
-        self._generator: Generator[Any, Any, Any] | None = None
-
-    def begin(self, workflow: Workflow[Any], input: Any) -> None:
-        """Create the generator; `workflow` is one that `check` has accepted.
-
-        Raises:
-            InvalidWorkflow: When a decorator around it makes something else of it.
-        """
-        generator: object = workflow(input) if _positional(workflow) else workflow()
-        if not isinstance(generator, GeneratorType):
-            what = f"{workflow!r:.100} returned {generator!r:.100}, not a generator"
-            raise InvalidWorkflow(f"{what}: let the decorator around it return what the function returns")
-        self._generator = generator
-        self.enter()
-
-    def enter(self) -> None:
-        """Say whose workflow runs, whenever another may have run meanwhile."""
-        executing.set(self._key)
-
-    def advance(self, value: Any = None) -> Step | Return | Raised:
-        """Send the last result in and return what the workflow asks for next, or how it ended."""
-        generator = self._generator
-        assert generator is not None
-        try:
-            while True:
-                yielded = generator.send(value)
-                del value
-                request = parse(yielded)
-                if request is None:
-                    return Raised(InvalidYield(_describe(yielded, generator)))
-                if isinstance(request, list):
-                    value = request
-                elif self._version is None and request.needs:
-                    return Raised(NotSupported("this storage", request.needs))
-                elif isinstance(request, Version):
-                    value = self._version
-                else:
-                    return request
-        except StopIteration as stop:
-            return self._ended(stop.value)
-        except Exception as error:
-            if type(error) is AttributeError and str(error).endswith("_iterator' object has no attribute 'send'"):
-                error.add_note("a list of calls is yielded as it is: write `yield [...]`, not `yield from [...]`")
-            return Raised(error)
-
-    def _ended(self, value: Any) -> Return | Raised:
-        if isinstance(value, dict) and parse(value) is not None:
-            return Raised(InvalidYield(_describe_returned(value, self._generator)))
-        ended = parse_return(value)
-        if self._version is None and ended.needs:
-            return Raised(NotSupported("this storage", ended.needs))
-        return ended
-
-    def close(self) -> BaseException | None:
-        """Leave the workflow where it stands, and return what its ``finally`` bodies raise at that, if anything."""
-        try:
-            if self._generator is not None:
-                self._generator.close()
-        except BaseException as error:
-            error.add_note(
-                "raised while the workflow was left at a pause: `finally` and `with` bodies around a yield run at "
-                "every pause, and must neither yield nor fail; make cleanup that is to happen once a step"
-            )
-            return error
-        return None
+    generator: object = workflow(input) if _positional(workflow) else workflow()
+    if not isinstance(generator, GeneratorType):
+        what = f"{workflow!r:.100} returned a {type(generator).__name__}, not a generator"
+        raise InvalidWorkflow(f"{what}: let the decorator around it return what the function returns")
+    return generator
 
 
 def check(workflow: object) -> str:
@@ -124,7 +48,7 @@ def check(workflow: object) -> str:
     """
     if isinstance(workflow, GeneratorType):
         raise InvalidWorkflow(
-            f"{workflow!r:.100} is what calling `{workflow.__name__}` returns: give the function, and its input apart"
+            f"a generator is what calling `{workflow.__name__}` returns: give the function, and its input apart"
         )
     function = _function(workflow)
     if function is None:
@@ -185,8 +109,8 @@ def _positional(workflow: object) -> int:
     return code.co_argcount - hasattr(workflow, "__self__") or bool(code.co_flags & _VARARGS)
 
 
-def _describe(yielded: object, generator: Generator[Any, Any, Any]) -> str:
-    """Say what was yielded, where, and what may be."""
+def describe_yielded(yielded: object, generator: Generator[Any, Any, Any]) -> str:
+    """Say what kind of value was yielded, where, and what may be."""
     inner: Any = generator
     while isinstance(inner.gi_yieldfrom, GeneratorType):
         inner = inner.gi_yieldfrom
@@ -201,13 +125,25 @@ def _describe(yielded: object, generator: Generator[Any, Any, Any]) -> str:
         remedy = "write `return again(input)`"
     elif isinstance(yielded, str) and yielded.startswith("__"):
         remedy = "write `yield` instead of `yield from` before a request"
-    return f"{inner.gi_code.co_qualname} yielded {yielded!r:.200} ({place}), which is not a request: {remedy}"
+    what = _kind(yielded)
+    return f"{inner.gi_code.co_qualname} yielded {what} ({place}), which is not a request: {remedy}"
 
 
-def _describe_returned(returned: dict[Any, Any], generator: Any) -> str:
-    """Say what was returned, where, and what to write."""
+def describe_returned(returned: object, generator: Any) -> str:
+    """Say which request was returned, where, and what to write."""
     code = generator.gi_code
     return (
-        f"{code.co_qualname} returned {returned!r:.200} ({code.co_filename}), a request that nobody has performed: "
+        f"{code.co_qualname} returned {_kind(returned)} ({code.co_filename}), a request that nobody has performed: "
         f"write `return (yield ...)`"
     )
+
+
+def _kind(value: object) -> str:
+    """Say what kind of value something is, and quote nothing of it but what belongs to requests."""
+    if isinstance(value, dict):
+        asked = [key for key in value if isinstance(key, str) and key in {*_FORMS, "__again", "__once"}]
+        return f"a dict with {', '.join(asked)}" if asked else "a dict"
+    if isinstance(value, (list, tuple)):
+        kinds = dict.fromkeys(f"a {type(each).__name__}" for each in value if not isinstance(parse(each), Tool))
+        return f"a {type(value).__name__} with {', '.join(kinds)} in it"
+    return f"a {type(value).__name__}"

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sequential.storage import Journal, Maybe, settle
+from sequential.blocking import Maybe, settle
+from sequential.journal import Journal
 from sequential.stores.memory import MemoryStorage
 from sequential.testing import JournalAround
 

@@ -23,10 +23,10 @@ import pytest
 
 from examples.cloudflare_d1 import TABLES, D1Storage
 from sequential import CallbackFailed, FlowExecutor, tool
-from sequential.context import being_called
+from sequential.context import Current, being_called
 from sequential.errors import StorageError
 from sequential.http import HttpResume, new_secret
-from sequential.testing import CapabilityTests, JournalTests
+from sequential.testing import JournalTests
 from tests.conftest import absent, required
 from tests.servers.processes import (
     INSTALL,
@@ -42,12 +42,13 @@ from tests.servers.processes import (
 
 EDGE = Path(__file__).parent / "edge"
 OWN_TESTS = (
-    *("test_blocking.py", "test_executor.py", "test_history.py", "test_hooks.py", "test_requests.py"),
-    *("test_workflows.py", "http/test_handler.py", "test_stores.py::TestMemory", "test_stores.py::TestSQLite"),
+    *("test_blocking.py", "test_cancel.py", "test_executor.py", "test_history.py", "test_hooks.py", "test_requests.py"),
+    *("test_statuses.py", "test_workflows.py", "http/test_handler.py", "test_stores.py::TestMemory"),
+    "test_stores.py::TestSQLite",
 )
 NEED_THREADS = (
     *("at_once_do_not_miss", "current_reaches_threads", "in_flight_is_fenced_off"),
-    *("one_of_two_commits", "one_of_two_creates", "one_of_two_signals", "one_of_two_takes"),
+    *("one_of_many_writers", "writers_at_once", "not_finished and threads"),
 )
 SLOW_THERE = ("loop_of_many_rounds", "ten_thousand_requests", "TestSQLite and every_request")
 SECRET = new_secret()
@@ -75,9 +76,7 @@ def done() -> subprocess.CompletedProcess[str]:
         packages = folders()
     except Missing as missing:
         absent(missing)
-    options = shlex.split(
-        "-q -W error -c /dev/null --rootdir=. --noconftest --assert=plain --tb=short -p no:cacheprovider"
-    )
+    options = shlex.split("-q -W error -c /dev/null --rootdir=. --assert=plain --tb=short -p no:cacheprovider")
     options += ["-k", f"not ({' or '.join(NEED_THREADS + SLOW_THERE)})", *(f"tests/{name}" for name in OWN_TESTS)]
     command = ["node", str(EDGE / "suite.mjs"), json.dumps(packages), *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -97,7 +96,7 @@ def test_a_flow_waits_for_promises_of_javascript(done: subprocess.CompletedProce
     assert said["version"] != sys.version
     assert tuple(map(int, said["version"].split(".")[:2])) >= (3, 14)
     value = [[20, 1], "yes", {"__error": "timeout"}, 3]
-    paused = ["tool", "save", "sleep", "tool", "wait", "tool", "wait", "tool", "tool"]
+    paused = ["tool", "save", "sleep", "wait", "wait", "tool"]
     assert said["journeys"] == [[value, paused, [1, 20, 3]]] * 2
 
 
@@ -172,7 +171,7 @@ class Edge(Server):
 
     def step(self, id: str) -> int | None:
         """How many steps are recorded of an execution, or `None` while it runs."""
-        (found,) = self.d1.run(["SELECT step FROM executions WHERE id = ?1 AND lease = 0", id])
+        (found,) = self.d1.run(["SELECT step FROM records WHERE id = ?1 AND state ->> 'lease' IS NULL", id])
         return found["results"][0]["step"] if found["results"] else None
 
     def hops(self, id: str) -> list[int]:
@@ -245,7 +244,7 @@ def test_an_order_goes_through(edge: Edge, asked: list[Asked]) -> None:
         ("/bank/charge", {"amount": 20}),
     ]
     assert [re.fullmatch(rf"{id}:\w+:(\d)", each.key)[1] for each in asked] == ["0", "1", "3"]  # type: ignore[index]
-    assert edge.hops(id) == [1, 2, 3, 1, 2, 3]
+    assert edge.hops(id) == [1, 2, 3, 1, 2]
     assert HttpResume(f"{edge.url}/flows", SECRET)(id) == 200  # stale
     assert fetch(edge.port, "POST", f"/orders/{id}/approve")[0] == 409
     for method, path in (("GET", "/orders/nobody"), ("POST", "/orders/nobody/approve"), ("GET", "/orders/%20")):
@@ -256,7 +255,7 @@ def test_a_chain_that_cloudflare_would_stop_is_left_to_the_sweep(edge: Edge, ask
     id = edge.order(*ITEMS)
     until(lambda: edge.step(id) == 16, "the last of them is through")
     assert [each.body["item"] for each in asked] == ITEMS[:16]
-    edge.d1.run(["UPDATE executions SET due = 0 WHERE id = ?1", id])
+    edge.d1.run(["UPDATE records SET due = 0 WHERE id = ?1", id])
     assert fetch(edge.port, "POST", "/cdn-cgi/handler/scheduled")[0] == 200
     until(lambda: edge.status(id) == "waiting", "it waits for a yes")
     assert [each.body["item"] for each in asked] == ITEMS
@@ -269,12 +268,13 @@ def order(input: Any) -> Generator[Any, Any, Any]:
 
 def test_of_many_callbacks_at_once_one_runs(edge: Edge, asked: list[Asked]) -> None:
     storage = D1Storage(edge.d1)
-    id = asyncio.run(FlowExecutor(storage).start(order, {"items": ITEMS[:3]}))
-    record = asyncio.run(storage.read(id))
+    id = asyncio.run(FlowExecutor(storage).start(order, input={"items": ITEMS[:3]}))
+    record, _ = asyncio.run(storage.read(id))
     assert record is not None
+    rung = Current(record.id, record.run, record.step, "")
 
     def ring(secret: str) -> Any:
-        being_called.set(record)
+        being_called.set(rung)
         return HttpResume(f"{edge.url}/flows", secret, ack_timeout=20)(id)
 
     with pytest.raises(CallbackFailed, match="401"):
@@ -288,11 +288,12 @@ def test_of_many_callbacks_at_once_one_runs(edge: Edge, asked: list[Asked]) -> N
     assert [each.body["item"] for each in asked] == ITEMS[:3]
 
 
-class TestD1(CapabilityTests):
+class TestD1(JournalTests):
     """The Journal of the example, on D1 in Cloudflare's own runtime."""
 
     steps = 1
     database: ClassVar[D1]
+    test_every_request_survives_death_at_any_point = None  # type: ignore[assignment] # it does, in some minutes
 
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
@@ -300,22 +301,13 @@ class TestD1(CapabilityTests):
         cls.database = edge.d1
 
     def make(self) -> D1Storage:
-        self.database.run(*([f"DELETE FROM {table}"] for table in ("executions", "results", "signals")))
+        self.database.run(*([f"DELETE FROM {table}"] for table in ("records", "entries")))
         return D1Storage(self.database)
 
-    test_a_workflow_survives_death = JournalTests.test_a_workflow_survives_death_at_any_point_of_a_journal
 
-    def test_a_large_one_comes_back_after_a_gap(self) -> None:
-        """It does not: no value of D1's has more than 2 MB."""
-        record = self.create()
-        with pytest.raises(StorageError, match="too big"):
-            self.step(record, b"x" * 3_000_000)
-        assert self.ask(self.storage.read, "one") == record
-        assert self.ask(self.storage.results, record, 0, 9) == []
-
-    def test_pages_come_in_order_and_without_gaps(self) -> None:
-        record, sizes = self.create(), [1, 100, 300_000, 800_000, 1_500_000, 10, 1_900_000, 7, 0]
-        for size in sizes:
-            record = self.step(record, b"x" * size)
-        assert [len(result.data) for result in self.all_results(record)] == sizes
-        assert [len(self.ask(self.storage.results, record, start, len(sizes))) for start in (0, 4, 5)] == [4, 1, 2]
+def test_what_d1_refuses_is_an_error_of_the_store(edge: Edge) -> None:
+    storage = D1Storage(edge.d1)
+    storage.part_size = 2_000_000
+    with pytest.raises(StorageError, match=r"D1: .*too big"):
+        asyncio.run(storage.set_result("one", 0, "x" * 1_900_000))
+    assert asyncio.run(storage.read("one")) == (None, [])

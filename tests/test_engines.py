@@ -25,13 +25,13 @@ from google.cloud.tasks_v2.services.cloud_tasks.transports import CloudTasksRest
 from redis import Redis
 
 from examples import engine_queues
-from sequential import FlowExecutor, Status, current, stores, tool, wait
+from sequential import FlowExecutor, Status, current, tool, wait
 from sequential.errors import StorageError
 from sequential.http import lambda_handler, wsgi_app
-from sequential.storage import Journal
 from sequential.stores.memory import MemoryStorage
+from sequential.stores.sqlite import SQLiteStorage
 from sequential.testing import FakeClock
-from tests.conftest import OwnServer
+from tests.conftest import OwnServer, required
 from tests.servers import queues
 from tests.servers.dynamodb import DynamoServer
 from tests.servers.processes import until
@@ -56,14 +56,14 @@ class Library(ExitStack):
     Args:
         directory: Where the folders go.
         example: The example's name.
-        storage: What it keeps its executions in.
-        settings: Its environment.
+        broker: The URL of what carries its rings.
     """
 
-    def __init__(self, directory: Path, example: str, storage: Journal, **settings: str) -> None:
+    def __init__(self, directory: Path, example: str, broker: str) -> None:
         super().__init__()
-        self.example = str(EXAMPLES / f"{example}.py")
-        self.settings = {"LEASE_SECONDS": str(LEASE), "SWEEP_SECONDS": "0.2", **settings}
+        self.example, file = str(EXAMPLES / f"{example}.py"), directory / "counts.db"
+        self.settings = {"LEASE_SECONDS": str(LEASE), "SWEEP_SECONDS": "0.2", "REDIS_URL": broker}
+        self.settings["SEQUENTIAL_STORE"] = f"sqlite:///{file}"
         self.counts = {f"folder-{number}": [number + file for file in range(4)] for number in range(8)}
         self.folders = {name: directory / name for name in self.counts}
         for name, counts in self.counts.items():
@@ -73,8 +73,8 @@ class Library(ExitStack):
         self.pipe = self.folders["folder-2"] / "1"
         self.pipe.unlink()
         os.mkfifo(self.pipe)  # whoever reads it is stuck, for nobody writes to it
-        self.storage = self.enter_context(closing(storage))
-        self.flow = FlowExecutor(storage, retain=True)
+        self.storage = self.enter_context(closing(SQLiteStorage(file)))
+        self.flow = FlowExecutor(self.storage, retain=True)
 
     def run(self, *flags: str, says: str = "") -> Script:
         """Start a program that is ended with the test."""
@@ -84,7 +84,7 @@ class Library(ExitStack):
         """Have the example start an execution for each folder but the last, whose only ring was lost a minute ago."""
         *names, lost = self.folders
         long_ago = FlowExecutor(self.storage, clock=lambda: time.time() - 60)
-        long_ago.start_sync(count, {"paths": [str(self.folders[lost] / str(file)) for file in range(4)]}, lost)
+        long_ago.start_sync(count, lost, {"paths": [str(self.folders[lost] / str(file)) for file in range(4)]})
         return self.run(self.example, *(str(self.folders[name]) for name in names))
 
     def kill_one_in_mid_run(self, *workers: Script) -> None:
@@ -117,7 +117,7 @@ class Library(ExitStack):
 
 def test_celery(tmp_path: Path, own_server: OwnServer) -> None:
     url = own_server(ValkeyServer()).url
-    with Library(tmp_path, "engine_celery", stores.open(url), REDIS_URL=url) as library, Redis.from_url(url) as redis:
+    with Library(tmp_path, "engine_celery", url) as library, Redis.from_url(url) as redis:
         options = ["--concurrency", "1", "--loglevel", "INFO", *FASTER]
         workers = [
             library.run(*CELERY, "worker", "--hostname", f"{name}@here", *options, says="ready.") for name in "ab"
@@ -137,10 +137,7 @@ def test_celery(tmp_path: Path, own_server: OwnServer) -> None:
 
 def test_redis_stream(tmp_path: Path, own_server: OwnServer) -> None:
     url = own_server(ValkeyServer()).url
-    with (
-        Library(tmp_path, "engine_redis_stream", stores.open(url), REDIS_URL=url) as library,
-        Redis.from_url(url) as redis,
-    ):
+    with Library(tmp_path, "engine_redis_stream", url) as library, Redis.from_url(url) as redis:
         started = library.start()
         until(lambda: redis.xlen("rings") == 7, "all are started")
         redis.xgroup_create("rings", "workers", id="0")
@@ -152,19 +149,6 @@ def test_redis_stream(tmp_path: Path, own_server: OwnServer) -> None:
         library.check(started, *workers)
         until(lambda: redis.xlen("rings") == 0, "no ring is left")
         assert redis.xpending("rings", "workers")["pending"] == 0
-
-
-def test_postgres_notify(tmp_path: Path, postgres_database: str) -> None:
-    with closing(stores.open(postgres_database)) as storage:
-        storage.create_schema()
-    library = Library(
-        tmp_path, "engine_postgres_notify", stores.open(postgres_database), DATABASE_URL=postgres_database
-    )
-    with library:
-        workers = [library.run(library.example, "work", says="waits for rings") for _ in range(2)]
-        started = library.start()
-        library.kill_one_in_mid_run(*workers)
-        library.check(started, *workers)
 
 
 def order(input: Any) -> Generator[Any, Any, list[Any]]:
@@ -209,7 +193,7 @@ class Shop:
 
     def run(self, lose: Callable[[], int], deliver: Callable[[], Any]) -> None:
         """Run an order whose first ring is lost; what the sweep and the signal ring for was rung for before."""
-        self.flow.start_sync(order, {}, "order-1")
+        self.flow.start_sync(order, "order-1")
         assert lose() == 1
         self.clock.advance(31)
         assert self.flow.sweep_sync() == ["order-1"]
@@ -243,7 +227,7 @@ def test_lambda_event(event_queue: tuple[queues.LambdaModel, Shop]) -> None:
 def test_lambda_event_of_a_chain_that_lambda_takes_for_a_loop(event_queue: tuple[queues.LambdaModel, Shop]) -> None:
     model, shop = event_queue
     handler = lambda_handler(shop.flow, insecure=True)
-    shop.flow.start_sync(stocktaking, {"shelves": 40}, "all")
+    shop.flow.start_sync(stocktaking, "all", {"shelves": 40})
     chains = [len(model.deliver(handler))]
     while shop.status("all").status == "running":
         shop.clock.advance(31)
@@ -315,12 +299,16 @@ class Poller:
         return failures
 
 
+@pytest.fixture(scope="module")
+def moto() -> Iterator[DynamoServer]:
+    with required(DynamoServer()) as server:
+        yield server
+
+
 @pytest.fixture(params=["", ".fifo"])
-def poller(request: pytest.FixtureRequest, dynamodb_server: DynamoServer) -> Iterator[Poller]:
+def poller(request: pytest.FixtureRequest, moto: DynamoServer) -> Iterator[Poller]:
     """A queue on moto, which simulates SQS as well as DynamoDB."""
-    if dynamodb_server.address:
-        pytest.skip(f"{dynamodb_server.variable} is set, and its server may know nothing of SQS")
-    with closing(boto3.client("sqs", **dynamodb_server.options)) as client:
+    with closing(boto3.client("sqs", **moto.options)) as client:
         queue = Poller(client, f"{uuid4().hex}{request.param}")
         yield queue
         client.delete_queue(QueueUrl=queue.url)
@@ -335,7 +323,7 @@ def test_sqs_of_a_batch_of_which_one_fails(poller: Poller) -> None:
     shop = Shop(engine_queues.sqs(poller.client, poller.url))
     handler = engine_queues.sqs_handler(shop.flow)
     for id in ("one", "two", "three"):
-        shop.flow.start_sync(stocktaking, {"shelves": 1}, id)
+        shop.flow.start_sync(stocktaking, id, {"shelves": 1})
     shop.away.add("two")
     failures = poller.deliver(handler)
     assert [body for failed in failures for body in failed] == ["two"]
@@ -346,7 +334,7 @@ def test_sqs_of_a_batch_of_which_one_fails(poller: Poller) -> None:
 def test_sqs_handler_sweeps_when_it_is_scheduled() -> None:
     rung = list[str]()
     shop = Shop(rung.append)
-    shop.flow.start_sync(order, {}, "order-1")
+    shop.flow.start_sync(order, "order-1")
     shop.clock.advance(31)
     handler = engine_queues.sqs_handler(shop.flow)
     assert handler({"detail-type": "Scheduled Event", "source": "aws.events"}, queues.Context()) == ["order-1"]
@@ -404,7 +392,7 @@ def test_cloud_tasks() -> None:
             site.serve(lets_in(wsgi_app(shop.flow, insecure=True), site.url))
             shop.run(model.lose, lambda: model.deliver() or pytest.fail("nothing came"))
 
-            shop.flow.start_sync(order, {}, "order-2")
+            shop.flow.start_sync(order, "order-2")
             (delivery,) = model.taken
             assert httpx.post(delivery.url, content=delivery.body).status_code == 403
             assert shop.asked == ["order-1 reserve", "order-1 charge"]
@@ -422,7 +410,7 @@ def test_qstash() -> None:
             shop.run(model.lose, model.deliver)
 
             for id in ("order-2", "order-3"):
-                shop.flow.start_sync(order, {}, id)
+                shop.flow.start_sync(order, id)
             one, other = model.taken
             signed = {**one.headers, **model.proof(one)}
             assert httpx.post(one.url, headers=one.headers, content=one.body).status_code == 401

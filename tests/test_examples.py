@@ -9,16 +9,11 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from sequential import FlowExecutor, stores
-from tests.servers.seaweed import SeaweedServer
-from tests.servers.valkey import ValkeyServer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RESULT = "digest-123: {'user': 'Ada', 'posts': 3, 'published': 1}"
@@ -62,14 +57,10 @@ def test_every_example_is_tested_here() -> None:
         "booking_saga.py",
         "encrypted.py",
         "fan_out.py",
-        "own_postgres_storage.py",
         "own_storage.py",
         "polling.py",
         "quickstart.py",
         "script.py",
-        "store_postgres.py",
-        "store_redis.py",
-        "store_s3.py",
     }
 
 
@@ -95,7 +86,7 @@ def test_quickstart(tmp_path: Path) -> None:
 
 def test_quickstart_with_a_process_killed(tmp_path: Path) -> None:
     lines = run(tmp_path, "quickstart.py", "--kill")
-    assert len([line for line in lines if line.endswith("killed in the middle of a call; the sweep rings again")]) == 1
+    assert len([line for line in lines if line.endswith("killed in the middle of a call; it is rung again")]) == 1
     assert lines[-2:] == [RESULT, "in 9 processes, with 7 requests"]
 
 
@@ -139,8 +130,8 @@ def test_script_without_arguments_reads_itself(tmp_path: Path) -> None:
 
 def test_own_storage(tmp_path: Path) -> None:
     assert run(tmp_path, "own_storage.py") == [
-        "{'paused': 'square', 'step': 0} {'step': 1}",
-        "{'paused': 'square', 'step': 1} {'step': 2}",
+        "Paused({'paused': 'square', 'step': 0}, reason='tool') {'step': 1}",
+        "Paused({'paused': 'square', 'step': 1}, reason='tool') {'step': 2}",
         "81 None",
     ]
 
@@ -158,8 +149,6 @@ def test_approval(tmp_path: Path) -> None:
             "B: Bob says yes to answered: too late",
             "answered: the sweep rings",
             "A: replayed 1 steps",
-            "A: paused tool",
-            "A: replayed 2 steps",
             "A: called tool bank.pay",
             "A: paused tool",
             "A: replayed 3 steps",
@@ -169,8 +158,6 @@ def test_approval(tmp_path: Path) -> None:
             "A: called tool mail.ask",
             "A: paused tool",
             "A: replayed 1 steps",
-            "A: paused tool",
-            "A: replayed 2 steps",
             "A: called tool bank.pay",
             "A: paused tool",
             "A: replayed 3 steps",
@@ -222,8 +209,16 @@ def test_booking_saga(tmp_path: Path) -> None:
             "B: cancels the hotel to Oslo",
             "B: cancels the flight to Oslo",
             "trip-1: nothing is booked: travel.book failed: there is no car",
+            "B: books the flight",
+            "B: books the hotel",
+            "B: books the car",
+            "B: cancels the car to Rome",
+            "B: cancels the hotel to Rome",
+            "B: cancels the flight to Rome",
+            "trip-2: cancelled",
         ]
-        assert keys == ["0", "1", "2", "4", "5", "5", "6"]  # 3 is the sleep before the second attempt
+        # 3 is the sleep before the second attempt, and then the wait.
+        assert "".join(keys) == "0124556012456"
 
 
 def test_polling(tmp_path: Path) -> None:
@@ -309,70 +304,3 @@ def test_encrypted(tmp_path: Path) -> None:
         lines = run(tmp_path, "encrypted.py")
         assert lines[:2] == ["Dear colleague, Ada is in the best of health"] * 2
         assert re.fullmatch(r"\d+ bytes are stored, and no patient is to be found in them", lines[2])
-
-
-def test_store_postgres(tmp_path: Path, postgres_database: str) -> None:
-    for _ in range(2):  # the second finds all of it finished
-        lines = run(tmp_path, "store_postgres.py", postgres_database)
-        assert len(lines) == 12
-        assert lines[5] == "parcel with carpet, paid 60"
-        assert lines[10:] == ["order-5 costs 60", "order-6 costs 70"]
-
-
-def test_own_postgres_storage(tmp_path: Path, postgres_database: str) -> None:
-    for _ in range(2):
-        assert run(tmp_path, "own_postgres_storage.py", postgres_database) == [
-            "{'paused': 'exec-1', 'step': 0} [(0, {'id': 123, 'name': 'Ada'})]",
-            "{'paused': 'exec-1', 'step': 1} [(0, {'id': 123, 'name': 'Ada'}), (1, ['first', 'second'])]",
-            "{'user': 'Ada', 'posts': ['first', 'second']} []",
-        ]
-
-
-def test_store_redis(tmp_path: Path, valkey_server: ValkeyServer) -> None:
-    keys = " ".join(f"crawl:{{site-1}}{suffix}" for suffix in ["", *(f":{step}" for step in range(7))])
-    ends = [f"21 links; the keys are {keys}", "the record expires in 7 days"]
-    try:
-        assert run(tmp_path, "store_redis.py", valkey_server.url) == [
-            *(f"page {number}" for number in (0, 1, 2, 3)),
-            "a worker was killed",
-            *(f"page {number}" for number in (3, 4, 5)),
-            *ends,
-        ]
-        assert run(tmp_path, "store_redis.py", valkey_server.url) == [*ends, "a worker has ended", *ends]
-    finally:
-        with closing(stores.open(valkey_server.url, prefix="crawl:")) as storage:
-            FlowExecutor(storage).delete_sync("site-1")
-
-
-def test_store_s3(tmp_path: Path, seaweed_server: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in seaweed_server.settings.items():
-        monkeypatch.setenv(name, value)
-    for _ in range(2):
-        assert run(tmp_path, "store_s3.py", f"s3://{seaweed_server.options['bucket']}/{tmp_path.name}") == [
-            "{'characters': 6000000}",
-            "6 objects, 12 MB",
-            "after delete: 0 objects",
-        ]
-
-
-@pytest.mark.parametrize(
-    ("name", "url"),
-    [
-        ("store_postgres.py", "postgresql://nobody@127.0.0.1:1/none"),
-        ("own_postgres_storage.py", "postgresql://nobody@127.0.0.1:1/none"),
-        ("store_redis.py", "redis://127.0.0.1:1/0"),
-        ("store_s3.py", "s3://bucket/prefix"),
-    ],
-)
-def test_an_example_without_its_server_says_how_to_start_one(
-    tmp_path: Path, name: str, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT", "https://127.0.0.1:1")
-    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
-    for addresses in ([], [url]):
-        command = [sys.executable, str(EXAMPLES / name), *addresses]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 1
-        assert f"python examples/{name} {url.partition('//')[0]}//" in done.stderr
-        assert "docker run --rm" in done.stderr
-        assert "Traceback" not in done.stderr

@@ -12,7 +12,6 @@ import socket
 import socketserver
 import subprocess
 import sys
-import textwrap
 import threading
 import wsgiref.simple_server
 from pathlib import Path
@@ -29,15 +28,14 @@ from sequential.testing import FakeClock, StorageTests
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-QUERY, TABLES = (textwrap.dedent(sql) for sql in re.findall(r" *```sql\n(.*?) *```", README, re.DOTALL))
 COMMANDS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture
-def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres_database: str) -> dict[str, Any]:
+def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """All snippets, run one after the other in an empty directory, as a reader would."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DATABASE_URL", postgres_database)
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///shared.db")
     monkeypatch.setenv("SEQUENTIAL_SECRET", new_secret())
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -52,21 +50,8 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres_database
 
 
 def test_every_snippet_prints_what_it_says(namespace: dict[str, Any]) -> None:
-    assert len(SNIPPETS) == 10
+    assert len(SNIPPETS) == 11
     assert sum(snippet.count("\nprint(") for snippet in SNIPPETS) == 14
-
-
-def test_the_query_of_the_readme_finds_what_it_says(namespace: dict[str, Any], postgres_database: str) -> None:
-    import psycopg
-
-    with psycopg.connect(postgres_database) as connection:
-        ((id, started, user_id),) = connection.execute(QUERY.encode()).fetchall()
-    assert (id, user_id) == ("exec-9", "123")
-    assert started.tzinfo is not None
-
-
-def test_the_tables_of_the_readme_are_those_of_the_storage(namespace: dict[str, Any]) -> None:
-    assert TABLES.strip() == namespace["storage"].schema.strip()
 
 
 def test_the_methods_of_the_readme_are_those_of_the_executor() -> None:
@@ -87,7 +72,7 @@ def test_the_methods_of_the_readme_are_those_of_the_executor() -> None:
 
 def test_the_tests_of_the_readme_pass(namespace: dict[str, Any]) -> None:
     tests = [value for name, value in namespace.items() if name.startswith("test_")]
-    assert len(tests) == 2
+    assert len(tests) == 3
     for test in tests:
         test()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 
 from sequential import CallbackFailed, FlowExecutor, NotSupported, StorageError, run_until
 from sequential.cli import main
+from sequential.record import Record
 from sequential.stores.memory import MemoryStorage
 from sequential.stores.sqlite import SQLiteStorage
 from sequential.sweeper import sweep_forever
@@ -31,21 +34,23 @@ OVERDUE = FakeClock(1_000_000_000.0)
 
 
 class Bell(ThreadingHTTPServer):
-    """Counts who is rung."""
+    """Counts who is rung, and refuses some."""
 
     request_queue_size = 200
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Ring)
         self.rung: list[str] = []
+        self.refused: set[str] = set()
         self.url = f"http://127.0.0.1:{self.server_port}/flows"
 
 
 class Ring(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         assert isinstance(self.server, Bell)
-        self.server.rung.append(self.path.rpartition("/")[2])
-        self.send_response(202)
+        id = self.path.rpartition("/")[2]
+        self.server.rung.append(id)
+        self.send_response(500 if id in self.server.refused else 202)
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -84,12 +89,40 @@ def command(*options: str) -> subprocess.Popen[str]:
     return subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def test_two_sweeps_that_find_the_same_ring_once() -> None:
+    class Slow(MemoryStorage):
+        meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+        def due(self, now: float, limit: int) -> list[Record]:
+            found, meanwhile = super().due(now, limit), self.meanwhile
+            self.meanwhile = lambda: None
+            meanwhile()
+            return found
+
+    storage, clock, rung = Slow(), FakeClock(), list[str]()
+    flow = FlowExecutor(storage, resume=rung.append, clock=clock)
+    FlowExecutor(storage, clock=clock).start_sync(three, "exec-1")
+    clock.advance(31)
+    storage.meanwhile = flow.sweep_sync
+    assert (flow.sweep_sync(), rung) == ([], ["exec-1"])
+
+
 def test_two_commands_at_once_ring_once(bell: Bell, environment: str) -> None:
     both = [command(), command()]
     outputs = [process.communicate(timeout=60) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert sorted(bell.rung) == IDS
     assert sorted(line for output, _ in outputs for line in output.split()) == IDS
+
+
+def test_what_could_not_be_rung_is_told_in_a_line_each(bell: Bell, environment: str) -> None:
+    bell.refused = {"exec-03", "exec-11"}
+    process = command()
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output.split()) == (1, [id for id in IDS if id not in bell.refused])
+    for id, line in zip(sorted(bell.refused), errors.splitlines(), strict=True):
+        assert re.fullmatch(rf"sequential: execution '{id}' was not rung: .* was answered with 500: .*", line)
+    assert sorted(bell.rung) == IDS
 
 
 @pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGINT])
@@ -110,17 +143,25 @@ def test_an_executor_of_ones_own_is_named_by_its_module(
 ) -> None:
     (tmp_path / "my_app.py").write_text(
         "from sequential import FlowExecutor, stores\n"
-        "rung = []\n"
-        f"flow = FlowExecutor(stores.open({environment!r}), resume=rung.append)\n"
+        "rung, told = [], []\n"
+        "def ring(id):\n"
+        "    assert id != 'exec-07', 'one line,\\nand another'\n"
+        "    rung.append(id)\n"
+        f"flow = FlowExecutor(stores.open({environment!r}), resume=ring, observe=told.append)\n"
         "other, silent = 1, FlowExecutor(stores.open('memory://'))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     main(["sweep", "my_app:flow", "--limit", "5"])
     assert len(capsys.readouterr().out.split()) == 5
-    main(["sweep", "my_app"])
-    assert len(capsys.readouterr().out.split()) == 15
-    assert sorted(sys.modules["my_app"].rung) == IDS
-    sys.modules["my_app"].flow._setup.journal.close()
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", "my_app"])
+    said = capsys.readouterr()
+    assert (ended.value.code, len(said.out.split())) == (1, 14)
+    assert said.err == "sequential: execution 'exec-07' was not rung: AssertionError: one line, and another\n"
+    my_app = sys.modules["my_app"]
+    assert sorted([*my_app.rung, "exec-07"]) == IDS
+    assert Counter(event.kind for event in my_app.told) == {"rang": 19, "ring failed": 1}
+    my_app.flow.setup.journal.close()
     assert bell.rung == []
     wrong = {
         "my_app:other": "my_app:other is no FlowExecutor: write module:name",
@@ -207,12 +248,6 @@ def test_a_store_that_is_away_ends_one_sweep_and_not_the_service(caplog: pytest.
     assert caplog.messages == ["the sweep failed, and is tried again in 0.01 seconds"] * 2
 
 
-@pytest.mark.parametrize("every", [0, "60", None])
-def test_a_sweep_that_is_never_due(every: Any) -> None:
-    with pytest.raises(ValueError, match=f"every= is a number of seconds above 0, not {every!r}"):
-        asyncio.run(sweep_forever(FlowExecutor(MemoryStorage()), every))
-
-
 def test_a_backlog_does_not_hold_up_the_loop_and_a_deadline_ends_a_sweep() -> None:
     rung: list[str] = []
     storage, clock = MemoryStorage(), FakeClock()
@@ -252,7 +287,8 @@ def test_a_ring_that_fails_is_no_attempt() -> None:
     flow.start_sync(three, id="exec-1")
     for _ in range(30):
         clock.advance(60)
-        assert flow.sweep_sync() == []
+        swept = flow.sweep_sync()
+        assert (swept, swept.failed) == ([], ["exec-1"])
     away[0] = False
     for attempt in range(1, 11):
         clock.advance(4000)
@@ -267,9 +303,13 @@ def test_a_ring_that_fails_is_no_attempt() -> None:
     assert parked.status == "stuck"
 
 
-def test_what_never_will_work_ends_the_service() -> None:
-    for wrong in ({"every": 0}, {"limit": 0}):
-        with pytest.raises(ValueError, match="is a number of"):
-            asyncio.run(sweep_forever(FlowExecutor(MemoryStorage()), **wrong))
+@pytest.mark.parametrize("wrong", [{"every": 0}, {"every": "60"}, {"every": None}, {"limit": 0}])
+def test_what_never_will_work_does_not_begin(wrong: dict[str, Any]) -> None:
+    (option,) = wrong
+    with pytest.raises(ValueError, match=f"{option}= is a number of .*, not {wrong[option]!r}"):
+        asyncio.run(sweep_forever(FlowExecutor(MemoryStorage()), **wrong))
+
+
+def test_five_methods_cannot_be_swept() -> None:
     with pytest.raises(NotSupported, match="sweep needs more than the five storage methods"):
         asyncio.run(sweep_forever(FlowExecutor(PlainStorage()), every=0.01))

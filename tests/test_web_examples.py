@@ -11,26 +11,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from queue import Queue
 from string import Template
-from typing import Any, ClassVar, NamedTuple
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 
 from sequential import FlowExecutor, stores
-from sequential.http import Request
 from tests.conftest import absent, required
-from tests.servers.dynamodb import DynamoServer
-from tests.servers.lambda_runtime import LambdaFunction, function_url, scheduled
-from tests.servers.processes import Missing, Server, free_port, package, until
+from tests.servers.processes import Missing, Server, package, until
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NEEDS = {  # what has to be installed for each, beside its framework's server
@@ -39,7 +33,6 @@ NEEDS = {  # what has to be installed for each, beside its framework's server
     "web_flask": ["flask", "gunicorn"],
     "web_django": ["django", "gunicorn"],
     "web_functions": ["functions_framework"],
-    "web_lambda": ["awslambdaric", "boto3"],
 }
 SERVERS = ("uvicorn ", "gunicorn ", "functions-framework ")
 
@@ -137,76 +130,6 @@ class Example(Server):
         return self.customer.look("nobody").status == 404
 
 
-class Environment(LambdaFunction):
-    """A Lambda function of the example, in an archive of its own."""
-
-    def __init__(self, handler: str, settings: dict[str, str]) -> None:
-        super().__init__(handler, 60)
-        self.settings = settings
-
-    def prepare(self) -> None:
-        shutil.copy(EXAMPLES / "web_lambda.py", self.directory)
-        super().prepare()
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {**super().environment, **self.settings}
-
-
-class Environments:
-    """A function in several environments, each of which does one thing at a time."""
-
-    def __init__(self, environments: list[Environment]) -> None:
-        self.free = Queue[Environment]()
-        for environment in environments:
-            self.free.put(environment)
-
-    def invoke(self, event: Any) -> Any:
-        environment = self.free.get(timeout=30)
-        try:
-            return environment.invoke(event)
-        finally:
-            self.free.put(environment)
-
-
-class FunctionUrl(BaseHTTPRequestHandler):
-    """What is behind the URL of a function."""
-
-    function: ClassVar[Environments]
-
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        body = self.rfile.read(int(headers.get("content-length", 0)))
-        event = function_url(Request(self.command, url.path, headers, body))
-        if url.query:
-            event |= {"rawQueryString": url.query, "queryStringParameters": dict(parse_qsl(url.query))}
-        answer = self.function.invoke(event)
-        self.send_response(answer["statusCode"])
-        for name, value in answer["headers"].items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(answer["body"].encode())
-
-    def do_POST(self) -> None:
-        self.do_GET()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@contextmanager
-def served(port: int, *environments: Environment) -> Iterator[Environments]:
-    """Serve a function at a URL."""
-    with ExitStack() as stack:
-        function = Environments([stack.enter_context(required(each)) for each in environments])
-        front = ThreadingHTTPServer(("127.0.0.1", port), type("Front", (FunctionUrl,), {"function": function}))
-        stack.callback(front.server_close)
-        stack.callback(front.shutdown)
-        threading.Thread(target=front.serve_forever, args=(0.05,), daemon=True).start()
-        yield function
-
-
 def docstring_of(source: Path) -> str:
     docstring = ast.get_docstring(ast.parse(source.read_text()))
     assert docstring is not None
@@ -275,7 +198,7 @@ def leave_to_the_sweep(store: str) -> None:
 
     with closing(stores.open(store)) as storage:
         dead = FlowExecutor(storage, clock=lambda: time.time() - 60)
-        dead.start_sync(order, {"item": "chair"}, "late")
+        dead.start_sync(order, "late", {"item": "chair"})
 
 
 def test_every_example_with_a_server_is_here() -> None:
@@ -324,36 +247,6 @@ def test_django_with_a_process_that_sweeps() -> None:
         example.restart()
         assert customer.approve("late") == (200, {"taken": True})
         customer.waits_until("late", "finished")
-
-
-def test_lambda_with_a_schedule(dynamodb_server: DynamoServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    import boto3  # not installed, there is no server
-
-    source, port = EXAMPLES / "web_lambda.py", free_port()
-    template = dict(re.findall(r"(\w+): (\w[^\s,]*)", docstring_of(source)))
-    lines = commands_of(source, port)
-    new_secret, create_schema = [line for line in lines if line.startswith("python ")]
-    options = dynamodb_server.options
-    cloud = {"AWS_DEFAULT_REGION": options["region_name"], "AWS_ENDPOINT_URL_DYNAMODB": options["endpoint_url"]}
-    for name, value in {**cloud, **dynamodb_server.settings}.items():
-        monkeypatch.setenv(name, value)
-    url, store = f"http://127.0.0.1:{port}", template["SEQUENTIAL_STORE"]
-    secret = shell(new_secret, active()).strip()
-    settings = {"URL": url, "SEQUENTIAL_URL": url, "SEQUENTIAL_STORE": store, "SEQUENTIAL_SECRET": secret}
-    customer = Customer(url, settings, [line for line in lines if line.startswith("curl ")])
-    shell(create_schema, active())
-    try:
-        leave_to_the_sweep(store)
-        two = [Environment(template["Handler"], settings) for _ in range(2)]
-        with served(port, *two) as function:
-            customer.goes_through()
-            assert customer.status("late") == "running"
-            assert function.invoke(scheduled("aws.events")) == {"swept": ["late"]}
-            customer.waits_until("late", "waiting")
-            assert function.invoke(scheduled("aws.events")) == {"swept": []}
-    finally:
-        with closing(boto3.client("dynamodb")) as client:
-            client.delete_table(TableName="orders")
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("web_*.py")), ids=lambda path: path.stem)

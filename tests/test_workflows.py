@@ -63,10 +63,10 @@ def test_what_is_no_workflow_is_refused_before_anything_is_written(wrong: Any, t
         flow.execute_sync(wrong, "w")
     assert text in str(caught.value)
     with pytest.raises(InvalidWorkflow):
-        flow.start_sync(wrong, None, "w")
+        flow.start_sync(wrong, "w")
     with pytest.raises(InvalidWorkflow):
         FlowExecutor(storage, workflows=[wrong])
-    assert storage.read("w") is None
+    assert flow.status_sync("w") is None
 
 
 def logged(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,7 +134,7 @@ def test_what_is_no_storage_is_refused() -> None:
         FlowExecutor({})  # type: ignore[arg-type]
     assert str(caught.value) == (
         "a dict without set, delete, get_result, set_result was given as a storage: a storage has the methods get, set, "
-        "delete, get_result and set_result (see sequential.storage.Storage), or is built in "
+        "delete, get_result and set_result (see sequential.five.Storage), or is built in "
         "(sequential.stores.sqlite.SQLiteStorage); sequential.stores.open(url) makes one of a URL"
     )
     with pytest.raises(TypeError, match="the class MemoryStorage, not an instance of it was given as a storage"):

@@ -7,18 +7,18 @@ from collections.abc import Generator
 from typing import Any, assert_type
 from wsgiref.types import WSGIApplication
 
-import psycopg
 from cryptography.fernet import Fernet
-from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from sequential import (
+    Cancelled,
     Current,
     Event,
     FlowExecutor,
     Paused,
     Status,
+    ToolError,
     again,
     current,
     install,
@@ -30,16 +30,18 @@ from sequential import (
     wait,
 )
 from sequential.codecs import Compressed, Encrypted
+from sequential.five import Storage, journal_for
 from sequential.http import Handler, HttpResume, Request, Response, asgi_app, lambda_handler, new_secret, wsgi_app
-from sequential.patterns import ToolError, check, retry, saga
+from sequential.journal import Journal
 from sequential.patterns import call as call_tool
-from sequential.storage import Journal, Record, Result, Storage, journal_for
+from sequential.patterns import check, retry, saga
+from sequential.record import Entry, Record
 from sequential.stores import open as open_storage
 from sequential.stores.memory import MemoryStorage
-from sequential.stores.postgres import PostgresStorage
 from sequential.stores.sqlite import SQLiteStorage
 from sequential.sweeper import sweep_forever
 from sequential.testing import FakeClock, JournalTests, StorageTests, crash_points, replay
+from sequential.testing import run as run_workflow
 from sequential.tools import Tools
 
 
@@ -98,19 +100,25 @@ def blocking(flow: FlowExecutor) -> None:
     outcome = flow.execute_sync(returns_int, "id", {"id": 1})
     assert_type(outcome, int | Paused)
     if isinstance(outcome, Paused):
-        assert_type(outcome.reason, str)
+        reason: str = outcome.reason
+        print(reason)
         assert_type(outcome["step"], Any)
     else:
         assert_type(outcome, int)
     assert_type(flow.execute_sync(returns_text), str | Paused)
-    assert_type(flow.start_sync(returns_int, {"id": 1}, id="id"), str)
+    assert_type(flow.run_sync(returns_int, "id", {"id": 1}), int)
+    assert_type(flow.start_sync(returns_int, "id", {"id": 1}), str)
+    assert_type(flow.ring_sync("id"), bool)
     assert_type(flow.status_sync("id"), Status | None)
     assert_type(flow.history_sync("id"), list[dict[str, Any]])
-    assert_type(flow.sweep_sync(limit=5), list[str])
-    assert_type(flow.signal_sync("id", "name", {"any": "JSON"}), bool)
-    assert_type(flow.cancel_sync("id"), None)
+    rung: list[str] = flow.sweep_sync(limit=5)
+    assert_type(flow.sweep_sync().failed, list[str])
+    assert_type(flow.purge_sync(60, waiting=True), list[str])
+    assert_type(flow.signal_sync("id", "name", {"any": "JSON"}, queue=True), bool)
+    assert_type(flow.cancel_sync("id", force=True), bool)
     assert_type(flow.fork_sync("id", at=3, new_id="other"), str)
     assert_type(flow.list_sync("failed", workflow="w", limit=5, after="id"), list[Status])
+    flow.resume_sync(rung[0], parked=True)
     flow.delete_sync("id")
     flow.execute_sync(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     flow.status_sync(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -120,12 +128,17 @@ def blocking(flow: FlowExecutor) -> None:
 async def awaited(flow: FlowExecutor) -> None:
     assert_type(await flow.execute(returns_int, "id", {"id": 1}), int | Paused)
     assert_type(await flow.execute(workflow=returns_text, id=None), str | Paused)
+    assert_type(await flow.run(returns_text), str)
     assert_type(await flow.start(returns_int), str)
-    assert_type(await flow.status("id"), Status | None)
+    assert_type(await flow.ring("id"), bool)
+    status = await flow.status("id")
+    assert_type(status, Status | None)
+    if status is not None:
+        assert_type(status.waits, tuple[str, ...])
     assert_type(await flow.history("id"), list[dict[str, Any]])
-    assert_type(await flow.sweep(), list[str])
+    assert_type((await flow.sweep()).failed, list[str])
     assert_type(await flow.signal("id", "name"), bool)
-    assert_type(await flow.cancel("id"), None)
+    assert_type(await flow.cancel("id"), bool)
     assert_type(await flow.fork("id", 0), str)
     assert_type(await flow.list(), list[Status])
     await flow.resume("id")
@@ -135,21 +148,32 @@ async def awaited(flow: FlowExecutor) -> None:
 def constructed() -> None:
     FlowExecutor(MemoryStorage(), call=call, resume=print, workflows=[returns_int, returns_text])
     FlowExecutor(SQLiteStorage("file"), call=call_async, resume=resume_async, observe=observe, clock=FakeClock())
-    FlowExecutor(Mine(), budget=5, lease=60, retain=False, version=3)
-    FlowExecutor(MineAsync())
+    FlowExecutor(Mine(), budget=5, lease=60, retain=False, version=3, errors="raise", strict=False)
+    FlowExecutor(MineAsync(), retain=3600)
+    FlowExecutor(MemoryStorage(), errors="ignore")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     FlowExecutor(object())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     FlowExecutor(MemoryStorage(), call=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     FlowExecutor(MemoryStorage(), observe=call)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    SQLiteStorage("file", codec=Encrypted(Fernet(b""), Compressed(), key=bytes(16)))
     SQLiteStorage("file", synchronous="OFF")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     storage: Storage = MemoryStorage()
     assert_type(journal_for(storage), Journal)
-    assert_type(Record("id", "run").rings_at, float | None)
-    assert_type(Result(0).data, bytes)
+    assert_type(open_storage("memory://"), Journal)
+
+
+async def journals(journal: Journal, memory: MemoryStorage) -> None:
+    assert_type(memory.read("id"), tuple[Record | None, list[Entry]])
+    record, entries = memory.read("id", (0, 0), 5)
+    assert record is not None
+    assert_type(record.due, float | None)
+    assert_type(entries[0].data, bytes)
+    assert_type(await journal.update("id", record, lambda known, since: None), Record | None)
 
 
 def tested() -> None:
     assert_type(crash_points(returns_int, {"id": 1}, call=call_async, storage=MineAsync(), signals={"go": 1}), int)
     assert_type(replay(returns_int, [{}], {"id": 1}, version=2), None)
+    assert_type(run_workflow(returns_int, {"id": 1}, call=call, clock=FakeClock(), errors="raise"), int)
 
     class Conforming(StorageTests):
         def make(self) -> Mine:
@@ -209,6 +233,7 @@ def patterns(input: dict[str, int]) -> Generator[dict[str, Any], Any, int]:
     assert_type(check((yield tool("api", "user"))), Any)
     assert_type(check(5), int)
     assert_type((yield from retry(tool("api", "user"), attempts=5, retry_on=["busy"])), Any)
+    yield from retry({"__tool": ["api", "user", {}]})
     assert_type(check((yield from retry(tool("api", "user"), retry_on=lambda message: message.isdigit()))), Any)
     retry(returns_text())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     trip = saga(attempts=5, retry_on=["busy"])
@@ -217,25 +242,14 @@ def patterns(input: dict[str, int]) -> Generator[dict[str, Any], Any, int]:
     age = yield from trip.do(call_tool(fetch_age, id=1), undo=lambda age: call_tool(fetch_name, id=age.bit_length()))
     assert_type(age, int)
     assert_type((yield from trip.do(returns_text())), str)
-    assert_type((yield from trip.undo()), None)
+    try:
+        yield from trip.do({"__wait": ["paid", None]})
+    except (Exception, Cancelled):
+        assert_type((yield from trip.undo()), None)
+        raise
     assert_type(ToolError("message").tool, str | None)
     assert_type(ToolError("message").not_undone, tuple[ToolError, ...])
     return age
-
-
-async def stores(
-    connection: psycopg.Connection[tuple[Any, ...]],
-    async_connection: psycopg.AsyncConnection[dict[str, Any]],
-    pool: ConnectionPool,
-    async_pool: AsyncConnectionPool,
-) -> None:
-    for client in (connection, async_connection, pool, async_pool):
-        storage = PostgresStorage(client, codec=Encrypted(Fernet(b""), Compressed()))
-        FlowExecutor(storage)
-    storage.create_schema()
-    await storage.create_schema()
-    storage.close()
-    assert_type(open_storage("memory://"), Journal)
 
 
 async def over_http(flow: FlowExecutor, scope: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 from sequential import FlowExecutor, Paused, current, save, stores, tool
-from sequential.storage import Maybe, settle
+from sequential.blocking import Maybe, settle
 from sequential.testing import JournalAround
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("id")
     parser.add_argument("--die", type=int)
     parser.add_argument("--budget", type=float, default=0.0)
-    parser.add_argument("--lease", type=float, default=120.0)
+    parser.add_argument("--lease", type=float, default=60.0)
     parser.add_argument("--until-done", action="store_true")
     parser.add_argument("--wait", action="store_true")
     options = parser.parse_args()
@@ -77,7 +77,7 @@ def main() -> None:
         print("ready", flush=True)
         sys.stdin.readline()
     storage.left = options.die
-    outcome: Any = Paused("", 0, "")
+    outcome: Any = Paused("", -1, "tool")
     while isinstance(outcome, Paused):
         outcome = flow.resume_sync(options.id)
         if not isinstance(outcome, Paused) or outcome.reason != "busy":

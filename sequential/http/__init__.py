@@ -12,13 +12,4 @@ from .handler import Handler, Request, Response
 from .signing import new_secret
 from .wsgi import wsgi_app
 
-__all__ = [
-    "Handler",
-    "HttpResume",
-    "Request",
-    "Response",
-    "asgi_app",
-    "lambda_handler",
-    "new_secret",
-    "wsgi_app",
-]
+__all__ = ["Handler", "HttpResume", "Request", "Response", "asgi_app", "lambda_handler", "new_secret", "wsgi_app"]

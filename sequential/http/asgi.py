@@ -1,31 +1,23 @@
 """The handler as an ASGI application."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from ..executor import FlowExecutor
 from .callback import LIMIT, Callback
-from .handler import Handler, Request, Response, accepted, drive
+from .handler import ACCEPTED, Handler, Request, Response, drive
 from .signing import Secret
 from .threads import in_thread
-
-if TYPE_CHECKING:
-    from asyncio import Task
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
+"""An ASGI application: a coroutine function, which is what servers look for."""
 
-
-class App(Protocol):
-    """An ASGI application: a coroutine function, which is what servers look for."""
-
-    def __call__(self, scope: Any, receive: Any, send: Any) -> Coroutine[Any, Any, None]:
-        """Serve a connection."""
-        ...
+_PATIENCE = 10.0
+"""Seconds that a thread waits until the event loop has sent something: one that is about to end may never do it."""
 
 
 def asgi_app(flow: FlowExecutor, secret: Secret | None = None, *, insecure: bool = False, threads: bool = False) -> App:
@@ -44,8 +36,8 @@ def asgi_app(flow: FlowExecutor, secret: Secret | None = None, *, insecure: bool
     Raises:
         NotSupported, ValueError: As from `Handler`.
     """
-    handler = Handler(flow, secret, insecure=insecure)
-    left: set[Task[None]] = set()
+    handler, work = Handler(flow, secret, insecure=insecure), _work_in_thread if threads else _work
+    left = set[Any]()
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -55,8 +47,11 @@ def asgi_app(flow: FlowExecutor, secret: Secret | None = None, *, insecure: bool
         elif (body := await _body(receive)) is not None:
             headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
             path = scope.get("root_path", "") + scope["path"]  # some mounts leave their prefix in both
-            request = Request(scope["method"], path, headers, body)
-            await _to_the_end(_answer(handler, request, send, threads), left)
+            callback = handler.check(Request(scope["method"], path, headers, body))
+            if isinstance(callback, Response):
+                await _start(send, callback, False)
+            else:
+                await _to_the_end(work(handler, callback, send), left)
 
     return app
 
@@ -85,50 +80,36 @@ async def _send(send: Send, body: bytes, more: bool) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-async def _answer(handler: Handler, request: Request, send: Send, threads: bool) -> None:
-    callback = handler.check(request)
-    if isinstance(callback, Response):
-        await _start(send, callback, False)
-    elif threads:
-        await _answer_from_thread(handler, callback, send)
-    else:
-        turn = await handler.take(callback)
-        if isinstance(turn, Response):
-            return await _start(send, turn, False)
-        try:
-            await _start(send, accepted(), True)
-        except BaseException as error:  # this server stops
-            await turn.invocation.release(error)
-            raise
-        await _send(send, (await handler.run(turn)).body, False)
-    return None
+async def _work(handler: Handler, callback: Callback, send: Send) -> None:
+    """Take the lease, answer, and run."""
+    turn = await handler.take(callback)
+    if isinstance(turn, Response):
+        return await _start(send, turn, False)
+    try:
+        await _start(send, ACCEPTED, True)
+    except BaseException as error:  # this server stops
+        await turn.invocation.release(error)
+        raise
+    return await _send(send, (await handler.run(turn)).body, False)
 
 
-async def _answer_from_thread(handler: Handler, callback: Callback, send: Send) -> None:
-    """Take the lease and run in one thread, which goes on whatever becomes of the event loop."""
-    from asyncio import FIRST_COMPLETED, create_task, get_running_loop, wait  # noqa: PLC0415 - as above
+async def _work_in_thread(handler: Handler, callback: Callback, send: Send) -> None:
+    """Do the same in one thread, which goes on whatever becomes of the event loop."""
+    from asyncio import get_running_loop, run_coroutine_threadsafe  # noqa: PLC0415 - as below
 
     loop = get_running_loop()
-    taken = loop.create_future()
 
-    def serve() -> Response:
-        turn = drive(handler.take(callback))
-        if isinstance(turn, Response):
-            return turn
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(taken.set_result, None)
-        return drive(handler.run(turn))
+    async def send_on_loop(message: Message) -> None:
+        await send(message)
 
-    work = create_task(in_thread(serve))
-    await wait({work, taken}, return_when=FIRST_COMPLETED)
-    if taken.done():
-        await _start(send, accepted(), True)
-        await _send(send, (await work).body, False)
-    else:
-        await _start(send, await work, False)
+    async def send_by_loop(message: Message) -> None:
+        if loop.is_running():
+            run_coroutine_threadsafe(send_on_loop(message), loop).result(_PATIENCE)
+
+    await in_thread(lambda: drive(_work(handler, callback, send_by_loop)))
 
 
-async def _to_the_end(work: Coroutine[Any, Any, None], left: set[Task[None]]) -> None:
+async def _to_the_end(work: Coroutine[Any, Any, None], left: set[Any]) -> None:
     """Await `work`, even when this is cancelled, as some frameworks do when the client hangs up.
 
     Who cancels a second time does so at every turn of the event loop (anyio), or is about to leave (a server that
@@ -147,8 +128,7 @@ async def _to_the_end(work: Coroutine[Any, Any, None], left: set[Task[None]]) ->
 
 
 async def _live(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return
+    kind = ""
+    while kind != "lifespan.shutdown":
+        kind = (await receive())["type"]
+        await send({"type": f"{kind}.complete"})

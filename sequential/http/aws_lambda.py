@@ -1,7 +1,5 @@
 """The handler as an AWS Lambda function."""
 
-from __future__ import annotations
-
 from base64 import b64decode
 from collections.abc import Callable
 from http import HTTPStatus
@@ -12,9 +10,8 @@ from urllib.parse import unquote
 from ..context import run_until
 from ..executor import FlowExecutor
 from .callback import parse
-from .handler import Handler, Request, Response, drive
+from .handler import Handler, Request, Response, Run, drive
 from .signing import Secret
-from .wsgi import Run
 
 
 def lambda_handler(

@@ -1,13 +1,11 @@
-"""What a callback says: which execution, how far it was, and how many self-calls came before in a row."""
-
-from __future__ import annotations
+"""What a callback says: which execution, which step it rang for, and how many self-calls came before in a row."""
 
 import json
 from contextvars import ContextVar
 from typing import NamedTuple
 
+from ..checks import is_name
 from ..errors import InvalidId
-from ..storage import Record, is_name
 
 LIMIT = 4096
 """Bytes of a request's body at most; a callback's has some 300."""
@@ -24,26 +22,20 @@ class Callback(NamedTuple):
 
     id: str
     run: str | None = None
-    """The run that it was rung for; ``None``: whichever there is."""
-    step: int | None = None
-    """The step with which the invocation is to begin; ``None``: whichever comes next."""
+    """The run that it was rung for; ``None``: whichever there is, at whichever step."""
+    step: int = 0
+    """The step with which the invocation is to begin."""
     hop: int = 0
     """How many self-calls in a row there were, this one counted."""
 
     @property
     def message_id(self) -> str:
         """The same for every ring for the same step."""
-        return f"{self.id}:{self.step or 0}"
+        return f"{self.id}:{self.step}"
 
     def encode(self) -> bytes:
         """Return it as a request's body."""
-        return json.dumps({name: value for name, value in self._asdict().items() if value is not None}).encode()
-
-    @property
-    def wanted(self) -> Record:
-        """What to claim for it: so late a callback that the step is done must not even take the lease."""
-        known = self.run is not None and self.step is not None
-        return Record(self.id, self.run or "", step=self.step or 0) if known else Record(self.id, "")
+        return json.dumps(self._asdict()).encode()
 
 
 def parse(said: object, id: str) -> Callback:
@@ -56,10 +48,9 @@ def parse(said: object, id: str) -> Callback:
         raise ValueError(str(InvalidId(id)))
     if not isinstance(said, dict) or said.get("id", id) != id:
         raise ValueError(f"it is a JSON object for execution {id!r}")
-    callback = Callback(id, said.get("run"), said.get("step"), said.get("hop", 0))
+    callback = Callback(id, said.get("run"), said.get("step", 0), said.get("hop", 0))
     if not (callback.run is None or is_name(callback.run)):
         raise ValueError('"run" is not the nonce of a run')
-    numbers = (callback.hop, 0 if callback.step is None else callback.step)
-    if not all(type(number) is int and 0 <= number < _MANY for number in numbers):
+    if not all(type(number) is int and 0 <= number < _MANY for number in callback[2:]):
         raise ValueError('"step" and "hop" are not whole numbers from 0 on')
     return callback

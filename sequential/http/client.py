@@ -8,19 +8,19 @@ refused the call, and some frameworks cancel what they do for a client that is g
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing, suppress
+from functools import cached_property
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
-from ..blocking import usable_loop
+from ..blocking import Maybe, usable_loop
+from ..checks import check_functions, check_id, is_number, is_whole
 from ..context import current
 from ..errors import CallbackFailed
-from ..hooks import check_functions
-from ..storage import Maybe, check_id, is_number, is_whole, then
 from .callback import Callback, hops
-from .signing import Secret, Signer
+from .signing import Secret, signer_for
 from .threads import in_thread
 
 if TYPE_CHECKING:
@@ -28,18 +28,17 @@ if TYPE_CHECKING:
     from socket import socket
     from ssl import SSLContext
 
-_INTERIM = re.compile(rb"(?:HTTP/1\.\d 1\d\d\b[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n)+")
+_INTERIM = re.compile(rb"\A(?:HTTP/1\.\d 1\d\d\b[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n)+")
 _STATUS = re.compile(rb"HTTP/1\.\d ([2-9]\d\d)\b[^\n]*\n")
 _BEGINNING = b"HTTP/1."
 _PIECE = 4096
 _LONGEST_HEAD = 1 << 16
 """Bytes within which the status must have come."""
 
+_LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
+
 _HTTP, _HTTPS = 80, 443
 """Said, or the last group of an IPv6 address would be taken for the port."""
-
-_RETRIES = 1
-"""Further attempts to connect: a server that is being restarted is back at once, and one that is away stays so."""
 
 _INSTANT = 0.001
 """Seconds: a timeout of 0 would mean not to wait at all."""
@@ -47,9 +46,10 @@ _INSTANT = 0.001
 _DAY = 86_400.0
 """Seconds: what is much longer, an operating system does not take for a time to wait."""
 
-_FINE = range(200, 300)
 _BUSY = 409
 """Somebody else runs the execution, and rings when it is done."""
+
+_GOOD = frozenset({None, *range(200, 300), _BUSY})
 
 
 class HttpResume:
@@ -88,23 +88,15 @@ class HttpResume:
         post: Callable[[str, dict[str, str], bytes], Any] | None = None,
         insecure: bool = False,
     ) -> None:
-        if (secret is None) is not insecure:
-            raise ValueError(
-                "HttpResume needs secret=, the one that the handler checks (sequential.http.new_secret() makes one), "
-                "or else insecure=True, if something before the handler checks who rings: one of the two"
-            )
         check_functions(post=post)
         if not all(is_number(seconds, 0, _DAY) and seconds > 0 for seconds in (ack_timeout, connect_timeout)):
             raise ValueError(f"{ack_timeout=} and {connect_timeout=} must be above 0 seconds, and at most a day")
         if not (hop_limit is None or is_whole(hop_limit, 1)):
             raise ValueError(f"hop_limit= is at least 1, or None, not {hop_limit!r}")
         self._url = _checked(url, plain=post is not None)
-        self._signer = None if secret is None else Signer(secret)
-        self._headers = dict(headers or {})
-        self._ack, self._connect = ack_timeout, connect_timeout
-        self._hop_limit = hop_limit
-        self._post = self._ring if post is None else post
-        self._tls: SSLContext | None = None
+        self._signer = signer_for("HttpResume", secret, insecure)
+        self._headers, self._post = dict(headers or {}), self._ring if post is None else post
+        self._ack, self._connect, self._hop_limit = ack_timeout, connect_timeout, hop_limit
 
     def __call__(self, id: str) -> Maybe[int | bool | None]:
         """Ring.
@@ -126,61 +118,64 @@ class HttpResume:
         body = callback.encode()
         headers = {"content-type": "application/json", "user-agent": "sequential", **self._headers}
         if self._signer is not None:
-            headers.update(self._signer.sign(callback.message_id, time(), body).as_headers())
+            headers.update(self._signer.sign(callback.message_id, time(), body))
         url = self._url._replace(path=f"{self._url.path.rstrip('/')}/resume/{id}").geturl()
-        return then(self._post(url, headers, body), lambda status: _judge(url, status))
+        status: Any = self._post(url, headers, body)
+        return _judged(url, status) if hasattr(status, "__await__") else _judge(url, status)
 
     def _ring(self, url: str, headers: dict[str, str], body: bytes) -> Maybe[int | None]:
         """Send the request from this thread, or from another one that the running loop waits for."""
         if usable_loop() is None:
             return self._send(url, headers, body)
-        return in_thread(self._send, url, headers, body)
+        return in_thread(lambda: self._send(url, headers, body))
 
     def _send(self, url: str, headers: dict[str, str], body: bytes) -> int | None:
         """Connect, send all, and return the status if it comes in time."""
         parts = urlsplit(url)
-        connection = self._connected(parts)
-        try:
-            connection.sock.settimeout(self._ack)
-            give_up = monotonic() + self._ack
-            connection.request("POST", parts._replace(scheme="", netloc="").geturl(), body, headers)
-            return _status(connection.sock, give_up)
-        except OSError as error:
-            raise CallbackFailed(url, f"was sent, but the connection ended before an answer: {error!r}") from error
-        finally:
-            connection.close()
+        with closing(self._connected(parts)) as connection:
+            try:
+                connection.sock.settimeout(self._ack)
+                give_up = monotonic() + self._ack
+                connection.request("POST", parts._replace(scheme="", netloc="").geturl(), body, headers)
+                return _status(connection.sock, give_up)
+            except OSError as error:
+                failure = f"was sent, but the connection ended before an answer: {error!r}"
+                raise CallbackFailed(url, failure) from error
 
     def _connected(self, parts: SplitResult) -> HTTPConnection:
         """Return a connection, made at the second attempt if not at the first."""
-        give_up, attempts = monotonic() + self._connect, 0
-        while True:
-            connection = self._connection(parts, max(give_up - monotonic(), _INSTANT))
+        from http.client import HTTPConnection, HTTPSConnection  # noqa: PLC0415 - slow to import, needed when it rings
+
+        host, give_up, is_last = parts.hostname or "", monotonic() + self._connect, False
+        if parts.scheme == "http":
+            connection = HTTPConnection(host, parts.port or _HTTP)
+        else:
+            connection = HTTPSConnection(host, parts.port or _HTTPS, context=self._tls)
+        while connection.sock is None:
+            connection.timeout = max(give_up - monotonic(), _INSTANT)
             try:
                 connection.connect()
             except OSError as error:
                 connection.close()
-                attempts += 1
-                if attempts > _RETRIES or monotonic() > give_up:
+                if is_last or monotonic() > give_up:
                     raise CallbackFailed(parts.geturl(), f"could not be sent: {error!r}") from error
-            else:
-                return connection
+                is_last = True  # a server that is being restarted is back at once, and one that is away stays so
+        return connection
 
-    def _connection(self, parts: SplitResult, timeout: float) -> HTTPConnection:
-        from http.client import HTTPConnection, HTTPSConnection  # noqa: PLC0415 - slow to import, needed when it rings
+    @cached_property
+    def _tls(self) -> SSLContext:
+        from ssl import create_default_context  # noqa: PLC0415 - as above
 
-        assert parts.hostname is not None
-        if parts.scheme == "http":
-            return HTTPConnection(parts.hostname, parts.port or _HTTP, timeout=timeout)
-        if self._tls is None:
-            from ssl import create_default_context  # noqa: PLC0415 - the same
+        return create_default_context()
 
-            self._tls = create_default_context()
-        return HTTPSConnection(parts.hostname, parts.port or _HTTPS, timeout=timeout, context=self._tls)
+
+async def _judged(url: str, status: Awaitable[int | None]) -> int | None:
+    return _judge(url, await status)
 
 
 def _judge(url: str, status: int | None) -> int | None:
     """Return a status that means that somebody runs the execution, or will."""
-    if status is None or status in _FINE or status == _BUSY:
+    if status in _GOOD:
         return status
     raise CallbackFailed(url, f"was answered with {status}", status)
 
@@ -188,21 +183,16 @@ def _judge(url: str, status: int | None) -> int | None:
 def _status(socket: socket, give_up: float) -> int | None:
     """Read the status of the answer, unless it takes too long."""
     head = b""
-    while (found := _STATUS.match(head)) is None:
-        left = give_up - monotonic()
-        if left <= 0:
-            return None
-        socket.settimeout(left)
-        try:
+    with suppress(TimeoutError):
+        while (left := give_up - monotonic()) > 0:
+            socket.settimeout(left)
             piece = socket.recv(_PIECE)
-        except TimeoutError:
-            return None
-        head += piece
-        if interim := _INTERIM.match(head):
-            head = head[interim.end() :]
-        if not piece or len(head) > _LONGEST_HEAD or not head.startswith(_BEGINNING[: len(head)]):
-            raise ConnectionError(f"no HTTP/1 status line in {head!r:.100}")
-    return int(found[1])
+            head = _INTERIM.sub(b"", head + piece)
+            if found := _STATUS.match(head):
+                return int(found[1])
+            if not piece or len(head) > _LONGEST_HEAD or not head.startswith(_BEGINNING[: len(head)]):
+                raise ConnectionError(f"no HTTP/1 status line in {head!r:.100}")
+    return None
 
 
 def _checked(url: str, plain: bool) -> SplitResult:
@@ -214,18 +204,9 @@ def _checked(url: str, plain: bool) -> SplitResult:
         raise ValueError(f"url= is not a URL: {error}") from None
     if not (host and url.isascii() and url.isprintable() and " " not in url) or parts.fragment or parts.username:
         raise ValueError("url= is not a URL to ring at: write https://host/path, as the handler is mounted")
-    if parts.scheme != "https" and not (parts.scheme == "http" and (plain or _is_loopback(host))):
+    if parts.scheme != "https" and not (parts.scheme == "http" and (plain or _LOOPBACK.fullmatch(host))):
         raise ValueError(
             f"{url!r} would go over the network for all to read: use https (http is for this host, or for a network "
             "that encrypts by itself, by a client of yours: post=)"
         )
     return parts
-
-
-def _is_loopback(host: str) -> bool:
-    from ipaddress import ip_address  # noqa: PLC0415 - seldom needed
-
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

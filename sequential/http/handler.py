@@ -5,29 +5,31 @@ returns, to `Handler.run`.  In between, a server that can stream answers 202, so
 step; the others have both done at once by `Handler.handle`.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from json import dumps, loads
 from math import ceil, inf
 from time import time
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
-from ..blocking import blocking
+from ..blocking import blocking, settle
 from ..context import run_until
-from ..errors import Fenced, StorageError
+from ..errors import Damaged, Fenced, SequentialError, StorageError
 from ..executor import FlowExecutor
 from ..invocation import Invocation
+from ..record import ENDED, PARKED, is_past, state_of
 from ..setup import Paused
-from ..storage import CLOSED, is_past
 from .callback import LIMIT, Callback, hops, parse
-from .signing import BadSignature, Secret, Signer
-
-T = TypeVar("T")
+from .signing import BadSignature, Secret, signer_for
 
 _ROUTE = re.compile(r"(?:.*/)?resume/([^/]+)/?", re.DOTALL)
 """A suffix, because mounts differ in what of a path they leave."""
+
+Run: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Any]
+"""Runs a coroutine to its end: ``asyncio.run``; or, where clients belong to one loop, in that one's thread
+(``lambda work: asyncio.run_coroutine_threadsafe(work, loop).result()``), or by the ``run`` of an ``asyncio.Runner`` if
+there are no other threads.
+"""
 
 _HEADERS = {"content-type": "application/json", "cache-control": "no-store"}
 
@@ -93,16 +95,11 @@ class Handler:
         if not isinstance(flow, FlowExecutor):
             raise TypeError(f"a handler needs a FlowExecutor, not a {type(flow).__name__}")  # it may be the secret
         # Better now than at the first callback.
-        flow._needs_journal("resume by id alone")
-        if not flow._workflows:
+        flow.setup.needs_journal("resume by id alone")
+        if not flow.setup.workflows:
             raise ValueError("a handler's FlowExecutor needs workflows=, in which it finds them by their names")
-        if (secret is None) is not insecure:
-            raise ValueError(
-                "a handler needs secret=, the one that HttpResume signs with (sequential.http.new_secret() makes one), "
-                "or else insecure=True, if something before it checks who rings: one of the two"
-            )
         self._flow, self._clock = flow, clock
-        self._signer = None if secret is None else Signer(secret)
+        self._signer = signer_for("a handler", secret, insecure)
 
     async def handle(self, request: Request) -> Response:
         """Answer a request, after running an invocation if it asks for one.
@@ -130,16 +127,16 @@ class Handler:
             deadline: When the platform stops this invocation, in seconds since the epoch.
         """
         try:
-            record, invocation = await self._flow._take(callback.wanted)
-            if record is None:
-                return _error(404, "there is no such execution: it was never started, or has finished")
-            if record.status in CLOSED or is_past(callback.wanted, record):
-                return respond(200, {"status": "stale", "id": record.id})
-            if invocation is None:
-                return _busy(record.lease - self._clock())
-        except Exception as error:  # nothing but the store was asked
-            return self._failed(callback, error, away=True)
-        return Turn(callback, invocation, deadline)
+            record, invocation = await self._flow.take(callback.id, callback.run, callback.step)
+        except Exception as error:
+            return self._failed(callback, error, asked_store=True)
+        if invocation is not None:
+            return Turn(callback, invocation, deadline)
+        if record is None or record.status == "making":
+            return _answer(404, error="there is no such execution: it was never started, or has finished")
+        if record.status in ENDED | PARKED or is_past(record, callback.run, callback.step):
+            return _answer(200, status="stale", id=record.id)
+        return _busy(state_of(record).over - self._flow.setup.clock())
 
     async def run(self, turn: Turn) -> Response:
         """Run the invocation whose lease was taken; whatever comes of it is in the response.
@@ -147,17 +144,17 @@ class Handler:
         Args:
             turn: What `accept` has returned.
         """
-        token = hops.set(turn.callback.hop)
+        invocation, id, token = turn.invocation, turn.callback.id, hops.set(turn.callback.hop)
         try:
             with run_until(turn.deadline):
-                value = await turn.invocation.run()
+                value = await invocation.run(self._flow.setup.budget)
         except Exception as error:
-            return self._failed(turn.callback, error, away=isinstance(error, StorageError))
+            return self._failed(turn.callback, error)
         finally:
             hops.reset(token)
         if isinstance(value, Paused):
-            return respond(200, {"status": "paused", "id": turn.callback.id, "reason": value.reason})
-        return respond(200, {"status": "finished", "id": turn.callback.id})
+            return _answer(200, status="paused", id=id, reason=value.reason)
+        return _answer(200, status="cancelled" if invocation.record.status == "cancelled" else "finished", id=id)
 
     handle_sync = blocking(handle)
 
@@ -169,64 +166,50 @@ class Handler:
         """
         found = _ROUTE.fullmatch(request.path)
         if found is None:
-            return _error(404, "this handler answers POST .../resume/{id} alone")
+            return _answer(404, error="this handler answers POST .../resume/{id} alone")
         if request.method.upper() != "POST":
-            return _error(405, "a callback is a POST", allow="POST")
+            return _answer(405, {"allow": "POST"}, error="a callback is a POST")
         if len(request.body) > LIMIT:
-            return _error(413, f"a callback has at most {LIMIT} bytes")
+            return _answer(413, error=f"a callback has at most {LIMIT} bytes")
         try:
-            self._prove(request, found[1])
+            if self._signer is not None:
+                signed = self._signer.check(request.headers, self._clock(), request.body)
+                if signed.rpartition(":")[0] != found[1]:
+                    raise BadSignature("the signature is for another execution")
             return parse(loads(request.body or b"{}"), found[1])
         except BadSignature as error:
-            return _error(401, str(error))
+            return _answer(401, error=str(error))
         except (ValueError, RecursionError) as error:
-            return _error(400, f"the body is not that of a callback: {error}")
+            return _answer(400, error=f"the body is not that of a callback: {error}")
 
-    def _prove(self, request: Request, id: str) -> None:
-        """Make sure that the request was sent for this execution by who knows the secret."""
-        if self._signer is not None:
-            signed = self._signer.check(request.headers, self._clock(), request.body)
-            if signed.rpartition(":")[0] != id:
-                raise BadSignature("the signature is for another execution")
-
-    def _failed(self, callback: Callback, error: Exception, away: bool) -> Response:
+    def _failed(self, callback: Callback, error: Exception, *, asked_store: bool = False) -> Response:
         """Say that something has gone wrong, to whoever rang in short and to the log at length."""
         if isinstance(error, Fenced):
             return _busy(_RETRY)
         import logging  # noqa: PLC0415 - slow to import, and seldom needed
 
         logging.getLogger("sequential").error("the callback for execution %r failed", callback.id, exc_info=error)
-        if away:
-            return _error(503, "the store is away; nothing is lost", **_retry(_RETRY))
-        return _error(500, "the execution has failed and keeps its state; the reason is in this service's log")
+        away = isinstance(error, StorageError) if isinstance(error, SequentialError) else asked_store
+        if away and not isinstance(error, Damaged):
+            return _answer(503, _retry(_RETRY), error="the store is away; nothing is lost")
+        return _answer(500, error="the execution has failed and keeps its state; the reason is in this service's log")
 
 
-async def _itself(work: Awaitable[T]) -> T:
-    return await work
-
-
-drive = blocking(_itself)
+drive: Run = blocking(settle)
 """Runs a coroutine to its end in the calling thread, without an event loop."""
 
-
-def accepted() -> Response:
-    """Return what to answer once a lease is taken; the body, what `Handler.run` returns, comes later."""
-    return Response(202, _HEADERS, b" ")
+ACCEPTED = Response(202, _HEADERS, b" ")
+"""What to answer once a lease is taken; the rest of the body, what `Handler.run` returns, comes later."""
 
 
-def respond(status: int, said: dict[str, str], **headers: str) -> Response:
-    """Return a JSON response."""
+def _answer(code: int, headers: Mapping[str, str] | None = None, /, **said: str) -> Response:
     body = dumps(said).encode()
-    return Response(status, {**_HEADERS, "content-length": str(len(body)), **headers}, body)
-
-
-def _error(status: int, reason: str, **headers: str) -> Response:
-    return respond(status, {"error": reason}, **headers)
+    return Response(code, {**_HEADERS, "content-length": str(len(body)), **(headers or {})}, body)
 
 
 def _busy(seconds: float) -> Response:
-    return _error(409, "another invocation has the lease", **_retry(max(1, ceil(min(seconds, _LONGEST_WAIT)))))
+    return _answer(409, _retry(seconds), error="another invocation has the lease")
 
 
-def _retry(seconds: int) -> dict[str, str]:
-    return {"retry-after": str(seconds)}
+def _retry(seconds: float) -> dict[str, str]:
+    return {"retry-after": str(max(1, ceil(min(seconds, _LONGEST_WAIT))))}

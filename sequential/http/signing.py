@@ -4,14 +4,11 @@ What is signed is ``id.timestamp.body``, by HMAC-SHA256, with each of several se
 good, so that one can be replaced by another while both are in use.
 """
 
-from __future__ import annotations
-
-import binascii
 import hmac
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
 from os import urandom
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 Secret: TypeAlias = str | bytes | Iterable[str | bytes]
 """A secret, ``"whsec_..."`` or bytes; or several, while one replaces another."""
@@ -26,23 +23,12 @@ _SHORTEST, _LONGEST = 24, 64
 _DIGITS = 15
 """Of a time that a float holds."""
 
+_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
+"""The last one is one or more of ``v1,`` and 44 characters of base 64, with a space in between."""
+
 
 class BadSignature(Exception):
     """The headers do not prove that a request was sent by who knows the secret; the text says why."""
-
-
-class Signed(NamedTuple):
-    """The headers of a signed message."""
-
-    id: str
-    timestamp: str
-    """Seconds since the epoch."""
-    signature: str
-    """One or more of ``v1,`` and 44 characters of base 64, with a space in between."""
-
-    def as_headers(self) -> dict[str, str]:
-        """Return them by name."""
-        return {f"webhook-{name}": value for name, value in self._asdict().items()}
 
 
 def new_secret() -> str:
@@ -66,7 +52,7 @@ class Signer:
         if not self._keys:
             raise ValueError(f"secret= has no secret in it: {_REMEDY}")
 
-    def sign(self, id: str, now: float, body: bytes) -> Signed:
+    def sign(self, id: str, now: float, body: bytes) -> dict[str, str]:
         """Return the headers that prove who sent `body`, and when.
 
         Args:
@@ -75,7 +61,8 @@ class Signer:
             body: What is sent.
         """
         timestamp = str(int(now))
-        return Signed(id, timestamp, " ".join(_signature(key, id, timestamp, body) for key in self._keys))
+        signatures = " ".join(_signature(key, id, timestamp, body) for key in self._keys)
+        return dict(zip(_HEADERS, (id, timestamp, signatures), strict=True))
 
     def check(self, headers: Mapping[str, str], now: float, body: bytes) -> str:
         """Return the id of a message whose headers prove who sent it, and that it was not long ago.
@@ -88,24 +75,42 @@ class Signer:
         Raises:
             BadSignature: When they do not.
         """
-        for name in ("webhook-id", "webhook-timestamp", "webhook-signature"):
-            if not headers.get(name):
-                raise BadSignature(f"the header {name} is missing")
-        signed = Signed(headers["webhook-id"], headers["webhook-timestamp"], headers["webhook-signature"])
-        if not (signed.timestamp.isascii() and signed.timestamp.isdigit() and len(signed.timestamp) <= _DIGITS):
+        if missing := [name for name in _HEADERS if not headers.get(name)]:
+            raise BadSignature(f"the header {missing[0]} is missing")
+        id, timestamp, signatures = (headers[name] for name in _HEADERS)
+        if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= _DIGITS):
             raise BadSignature("the header webhook-timestamp is not a whole number of seconds")
         # All of them are computed and compared, so that the time it takes tells nothing of which one is near.
         good = False
         for key in self._keys:
-            expected = _bytes(_signature(key, signed.id, signed.timestamp, body))
-            for given in signed.signature.split(" "):
+            expected = _bytes(_signature(key, id, timestamp, body))
+            for given in signatures.split(" "):
                 good |= hmac.compare_digest(_bytes(given), expected)
         if not good:
             raise BadSignature("the signature is not one of this body by this secret")
-        if abs(late := now - int(signed.timestamp)) > TOLERANCE:
+        if abs(late := now - int(timestamp)) > TOLERANCE:
             when = f"{late:.0f} seconds old" if late > 0 else f"{-late:.0f} seconds ahead of this clock"
             raise BadSignature(f"the signature is {when}, and {TOLERANCE} are allowed")
-        return signed.id
+        return id
+
+
+def signer_for(who: str, secret: Secret | None, insecure: bool) -> Signer | None:
+    """Return what signs by a secret and checks by it, or ``None`` if there is none on purpose.
+
+    Args:
+        who: Needs it, for the error's text.
+        secret: The secret.
+        insecure: Whether there is none.
+
+    Raises:
+        ValueError: When it is neither, or both.
+    """
+    if (secret is None) is not insecure:
+        raise ValueError(
+            f"{who} needs secret=, the same as the other side's (sequential.http.new_secret() makes one), or else "
+            "insecure=True, if something before the handler checks who rings: one of the two"
+        )
+    return None if secret is None else Signer(secret)
 
 
 _REMEDY = "make one with sequential.http.new_secret(), and give it to both sides"
@@ -116,14 +121,12 @@ def _key(secret: str | bytes) -> bytes:
     if isinstance(secret, str):
         try:
             key = b64decode(secret.removeprefix(_PREFIX), validate=True)
-        except (binascii.Error, ValueError):
+        except ValueError:
             raise ValueError(f"secret= is not {_PREFIX}... in base 64: {_REMEDY}") from None
     elif isinstance(secret, bytes):
         key = secret
     else:
-        raise TypeError(
-            f"secret= is a str or bytes, or several of them, not of type {type(secret).__name__}: {_REMEDY}"
-        )
+        raise TypeError(f"secret= is str or bytes, or several of them, not of type {type(secret).__name__}: {_REMEDY}")
     if not _SHORTEST <= len(key) <= _LONGEST:
         raise ValueError(f"secret= has {len(key)} bytes, not {_SHORTEST} to {_LONGEST}: {_REMEDY}")
     return key

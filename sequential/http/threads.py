@@ -1,18 +1,12 @@
 """Blocking work beside an event loop."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextvars import copy_context
-from functools import partial
-from typing import ParamSpec, TypeVar
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from typing import Any
 
 
-async def in_thread(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Call a function in a thread of its own, and wait for it.
+async def in_thread(work: Callable[[], Any]) -> Any:
+    """Do some work in a thread of its own, and wait for it.
 
     In the threads that the loop shares out, of which there are few, a ring would wait for the steps of others.
     """
@@ -21,7 +15,6 @@ async def in_thread(function: Callable[P, T], *arguments: P.args, **options: P.k
 
     thread = ThreadPoolExecutor(1, "sequential")
     try:
-        call = partial(copy_context().run, function, *arguments, **options)
-        return await get_running_loop().run_in_executor(thread, call)
+        return await get_running_loop().run_in_executor(thread, copy_context().run, work)
     finally:
         thread.shutdown(wait=False)

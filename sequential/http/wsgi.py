@@ -1,26 +1,18 @@
 """The handler as a WSGI application."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
 from ..executor import FlowExecutor
 from .callback import LIMIT
-from .handler import Handler, Request, Response, Turn, accepted, drive
+from .handler import ACCEPTED, Handler, Request, Response, Run, Turn, drive
 from .signing import Secret
 
 Environ: TypeAlias = dict[str, Any]
 StartResponse: TypeAlias = Callable[..., Any]
 _DIGITS = 15
 """Of a length: enough to see that it is too much, and fewer than `int` refuses."""
-
-Run: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Any]
-"""Runs a coroutine to its end: ``asyncio.run``; or, where clients belong to one loop, in that one's thread
-(``lambda work: asyncio.run_coroutine_threadsafe(work, loop).result()``), or by the ``run`` of an ``asyncio.Runner`` if
-there are no other threads.
-"""
 
 
 def wsgi_app(
@@ -44,16 +36,18 @@ def wsgi_app(
     def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         request = _request(environ)
         turn: Turn | Response = drive(handler.accept(request)) if run is None else run(handler.handle(request))
-        answer = turn if isinstance(turn, Response) else accepted()
+        answer = turn if isinstance(turn, Response) else ACCEPTED
         try:
             start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", list(answer.headers.items()))
         except BaseException as error:  # of a middleware's
-            if not isinstance(turn, Response):
+            if isinstance(turn, Turn):
                 drive(turn.invocation.release(error))
             raise
         if request.method == "HEAD":
             return []  # a body would be taken for the next answer
-        return [answer.body] if isinstance(turn, Response) else _Stream(answer.body, handler, turn)
+        if isinstance(turn, Response):
+            return [turn.body]
+        return _Stream(lambda: ACCEPTED.body, lambda: drive(handler.run(turn)).body)
 
     return app
 
@@ -83,30 +77,19 @@ class _Stream:
     """A response whose first bytes leave before the step is done.
 
     Args:
-        begin: These bytes.
-        handler: Runs the invocation.
-        turn: Which one.
+        parts: Its body, each part made when its turn has come.
     """
 
-    def __init__(self, begin: bytes, handler: Handler, turn: Turn) -> None:
-        self._begin: bytes | None = begin
-        self._handler = handler
-        self._turn: Turn | None = turn
+    def __init__(self, *parts: Callable[[], bytes]) -> None:
+        self._left = iter(parts)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        if self._begin is not None:
-            begin, self._begin = self._begin, None
-            return begin
-        if self._turn is None:
-            raise StopIteration
-        turn, self._turn = self._turn, None
-        return drive(self._handler.run(turn)).body
+        return next(self._left)()
 
     def close(self) -> None:
         """Do the step, if the client has hung up before it: servers call this whatever happens (PEP 3333)."""
-        self._begin = None
         for _ in self:
             pass

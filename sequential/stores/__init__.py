@@ -1,4 +1,4 @@
-"""The built-in stores: each a `sequential.storage.Journal`, each in a module of its own."""
+"""The built-in stores: each a `sequential.journal.Journal`, each in a module of its own."""
 
 from __future__ import annotations
 
@@ -6,40 +6,26 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import StorageError
-from ..storage import Journal
+from ..journal import Journal
 
 __all__ = ["open"]
 
 _SCHEMES = {
     "memory": ("memory", "MemoryStorage"),
     "sqlite": ("sqlite", "SQLiteStorage"),
-    "postgresql": ("postgres", "PostgresStorage"),
-    "postgres": ("postgres", "PostgresStorage"),
-    "redis": ("redis", "RedisStorage"),
-    "rediss": ("redis", "RedisStorage"),
-    "s3": ("objects", "ObjectStorage"),
-    "gs": ("objects", "ObjectStorage"),
-    "az": ("objects", "ObjectStorage"),
-    "file": ("objects", "ObjectStorage"),
-    "firestore": ("firestore", "FirestoreStorage"),
-    "dynamodb": ("dynamodb", "DynamoDBStorage"),
 }
 
 
 def open(url: str, **options: Any) -> Journal:
-    """Return the storage at a URL, over a plain client of its own.
+    """Return the storage at a URL.
 
-    ``memory://``, ``sqlite:///flows.db`` (``sqlite:////var/flows.db`` is an absolute path),
-    ``postgresql://user:password@host/database``, ``redis://host:6379/0``, ``s3://bucket/prefix``,
-    ``gs://bucket/prefix``, ``az://container/prefix``, ``file:///folder``, ``firestore://project/database``,
-    ``dynamodb://region/table``.
+    ``memory://``, ``sqlite:///flows.db`` (``sqlite:////var/flows.db`` is an absolute path).
 
     Args:
         url: Where the storage is.
-        options: What the storage's class takes beside its client (``codec=``, ``ttl=`` ...).
+        options: What the storage's class takes beside its path (``codec=``, ``timeout=`` ...).
 
     Raises:
-        NotInstalled: When the store's driver is missing; the text says how to install it.
         StorageError: When the URL's scheme is none of these.
     """
     scheme, separator, place = str(url).partition("://")

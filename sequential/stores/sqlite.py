@@ -1,31 +1,73 @@
 """Executions in one SQLite file: durable, and safe with many threads and processes of one host."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
+from ..checks import is_number
 from ..codec import Codec, JSONCodec
-from ..errors import Fenced, StorageError
-from ..storage import CLOSED, FRESH, Journal, Record, Result, as_result, is_number, refuses
-from . import sqlite_sql as sql
-from .owner import is_dead
+from ..errors import Damaged, StorageError
+from ..journal import Journal
+from ..record import Entry, Record
 from .sqlite_file import File
 
 _PAGE = 1 << 20
-"""Bytes after which a page of results ends; a larger result goes in and out by itself, without a second copy."""
+"""Bytes after which a page of entries ends."""
 
-_KNOWN = 1000
-"""Runs of which the key is remembered."""
+_LARGE = _PAGE >> 3
+"""Bytes from which a value only begins a page: the driver reads one row ahead, and would read it for nothing."""
+
+_MOVING = ("running", "cancelling")
+"""Statuses under which steps are made."""
+
+_RESTING = f"status NOT IN {_MOVING}"
+_TABLES = f"""
+    CREATE TABLE IF NOT EXISTS sequential_records (
+        id TEXT PRIMARY KEY, run TEXT NOT NULL, stamp TEXT NOT NULL, step INTEGER NOT NULL, workflow TEXT NOT NULL,
+        status TEXT NOT NULL, due REAL, changed REAL NOT NULL, state TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS sequential_due ON sequential_records (due) WHERE due IS NOT NULL;
+    CREATE INDEX IF NOT EXISTS sequential_status ON sequential_records (status) WHERE {_RESTING};
+    CREATE INDEX IF NOT EXISTS sequential_changed ON sequential_records (status, changed) WHERE {_RESTING};
+    CREATE TABLE IF NOT EXISTS sequential_entries (
+        id TEXT, run TEXT, place INTEGER, part INTEGER, about TEXT NOT NULL, data BLOB NOT NULL,
+        PRIMARY KEY (id, run, place, part)
+    ) WITHOUT ROWID;
+"""
+# Without a rowid, a table is one tree in the order of its key: the entries of a run lie side by side, and a step writes
+# one page of each table.
+
+_COLUMNS = ", ".join(Record._fields[:-1])
+_WHOLE = """(
+    typeof(run) = 'text' AND typeof(stamp) = 'text' AND typeof(step) = 'integer' AND typeof(workflow) = 'text'
+    AND typeof(status) = 'text' AND typeof(due) IN ('real', 'null') AND typeof(changed) = 'real'
+    AND typeof(state) = 'text'
+)"""
+_READ = f"SELECT {_COLUMNS}, {_WHOLE} FROM sequential_records WHERE id = ?"
+_LIST = f"SELECT {_COLUMNS} FROM sequential_records %s WHERE {_WHOLE} AND %s LIMIT ?"
+_DUE = _LIST % ("", "due <= ? ORDER BY due")
+_PAGE_OF = f"""
+    SELECT run, place, part, about, CASE WHEN length(data) < {_LARGE} OR (place, part) = (?, ?) THEN data END
+    FROM sequential_entries WHERE id = ? AND run = ? AND (place, part) >= (?, ?) AND place < ? ORDER BY place, part
+"""
+_HELD = "id = ? AND stamp = ?"
+_CREATE = f"INSERT INTO sequential_records ({_COLUMNS}) VALUES ({'?, ' * 8}?) ON CONFLICT (id) DO NOTHING"
+_UPDATE = "UPDATE sequential_records SET run = ?, stamp = ?, step = ?, changed = ?, state = ?"
+# SQLite writes an index anew if a column of it is mentioned, whatever its value; so a step mentions none.
+_STEP = f"{_UPDATE} WHERE workflow = ? AND status = ? AND due IS ? AND {_HELD}"
+_CHANGE = f"{_UPDATE}, workflow = ?, status = ?, due = ? WHERE {_HELD}"
+_REMOVE = f"DELETE FROM sequential_records WHERE {_HELD}"
+_REMOVE_ENTRIES = f"DELETE FROM sequential_entries WHERE id = (SELECT id FROM sequential_records WHERE {_HELD})"
+_REMOVE_RUNS = "DELETE FROM sequential_entries WHERE id = ? AND run <> ?"
+_KEEP = "INSERT OR REPLACE INTO sequential_entries (id, run, place, part, about, data) VALUES (?, ?, ?, ?, ?, ?)"
 
 
 class SQLiteStorage(Journal):
     """A Journal in one SQLite file.
 
     The file is opened at the first use and its tables are created then.  One object serves any number of
-    threads, and may be used on both sides of a fork.  The lease of a process of this host that has died is void at
-    once.
+    threads, and may be used on both sides of a fork.
 
     Args:
         path: The file; ``":memory:"`` is a database of this object's own.
@@ -55,12 +97,11 @@ class SQLiteStorage(Journal):
         if synchronous not in ("FULL", "NORMAL"):
             raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', got {synchronous!r}")
         self.codec = codec or JSONCodec()
-        self._file = File(path, timeout)
+        self._file = File(path, timeout, _TABLES)
         self._synchronous = synchronous
-        self._keys: dict[str, int] = {}
 
     @classmethod
-    def from_url(cls, url: str, **options: Any) -> SQLiteStorage:
+    def from_url(cls, url: str, **options: Any) -> Self:
         """Return the storage for ``sqlite:///relative`` or ``sqlite:////absolute``, with the class's options."""
         path = url.removeprefix("sqlite:///")
         if path in {"", url} or "?" in path:
@@ -74,238 +115,96 @@ class SQLiteStorage(Journal):
         """Close the file; the next use opens it again."""
         self._file.close()
 
-    def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
-        """Take a lease without waiting for the disk, or create a record and wait for it."""
+    def read(self, id: str, start: tuple[int, int] = (0, 0), stop: int = 0) -> tuple[Record | None, list[Entry]]:
+        """Read both in one transaction."""
 
-        def take(connection: sqlite3.Connection) -> tuple[Record, bool] | None:
-            record, owner = _find(connection, wanted.id)
-            if record is None:
-                return None
-            if refuses(record, wanted, create) or (record.lease > now and not is_dead(owner)):
-                return record, False
-            taken = record._replace(token=record.token + 1, lease=wanted.lease)
-            self._update(connection, taken, record.token)
-            return taken, True
+        def read(connection: sqlite3.Connection) -> tuple[Record | None, list[Entry]]:
+            rows = _rows(connection, _READ, (id,))
+            if not rows:
+                return None, []
+            *fields, whole = rows[0]
+            if not whole:
+                raise Damaged(id, None)
+            record = Record(*fields)
+            return record, _page(connection, record, start, stop)
 
-        def take_or_create(connection: sqlite3.Connection) -> tuple[Record, bool]:
-            found = take(connection)
-            if found is not None:
-                return found
-            connection.execute(sql.INSERT, self._columns(wanted))
-            self._insert(connection, wanted, Result(sql.INPUT, "input", data=wanted.input))
-            return wanted, True
+        return self._file.run(read)
 
-        # A power cut may undo the taking of a lease, at no harm, but not an execution once begun.
-        return self._file.run(take, "NORMAL") or (
-            self._file.run(take_or_create, self._synchronous) if create else (None, False)
-        )
+    def write(
+        self, old: Record | None, new: Record | None, entries: Sequence[Entry] = (), *, flush: bool = True
+    ) -> bool:
+        """Compare and write in one transaction."""
 
-    def commit(
-        self,
-        record: Record,
-        token: int,
-        result: Result | None = None,
-        *,
-        absent: str | None = None,
-        taken: str | None = None,
-    ) -> None:
-        """Write a record and a result in one transaction."""
-        if result is not None and absent is taken is None and self._step(record, token, result):
-            return
-
-        def write(connection: sqlite3.Connection) -> None:
-            if not self._update(connection, record, token):
-                raise Fenced(record.id, token)
-            if result is not None:
-                self._insert(connection, record, result)
-            if absent is not None:
-                if self._pending(connection, record, absent) is not None:
-                    raise Fenced(record.id, token)
-                connection.execute(sql.OPEN, (record.id, record.run, absent))
-            if taken is not None:
-                connection.execute(sql.TAKE, (record.id, record.run, taken))
-
-        self._file.run(write, self._synchronous)
-
-    def save(self, record: Record, result: Result) -> None:
-        """Write a result in a transaction."""
-
-        def write(connection: sqlite3.Connection) -> None:
-            _key_held(connection, record)
-            self._insert(connection, record, result)
-
-        self._file.run(write, self._synchronous)
-
-    def restart(self, record: Record, held: Record) -> None:
-        """Replace a record and remove its results in one transaction."""
-
-        def write(connection: sqlite3.Connection) -> None:
-            key = _key_held(connection, held)
-            connection.execute(sql.REPLACE, (*self._columns(record), key))
-            _remove_results(connection, key)
-            self._insert(connection, record, Result(sql.INPUT, "input", data=record.input))
-            connection.execute("DELETE FROM sequential_signals WHERE execution = ? AND data IS NULL", (key,))
-
-        self._file.run(write, self._synchronous)
-
-    def _step(self, record: Record, token: int, result: Result) -> bool:
-        """Commit in a single statement, and return whether that was enough: if not, the long way tells why."""
-        usual = record.lease and record.status == "running" and record[11:15] == FRESH and len(result.data) <= _PAGE
-        step, asked, fingerprint, data, started, ended, error = result
-        changes = (record.run, token, record.token, record.step, record.due, record.lease, record.changed)
-        # To bind `None` or bytes takes as long as ten other values: the driver looks for adapters of theirs.
-        insert, failed = (sql.STEP, ()) if error is None else (sql.FAILED_STEP, (error,))
-        file = self._file
-        with file.lock:
-            connection = file.connection
-            if not usual or connection is None or file.level != self._synchronous:
+        def write(connection: sqlite3.Connection) -> bool:
+            if not _swap(connection, old, new):
                 return False
-            try:
-                key = self._keys.get(record.run) or self._learn_key(connection, record)
-                values = (key, *changes, step, asked, fingerprint, bytearray(data), started, ended, *failed)
-                connection.execute(insert, values)
-            except sqlite3.Error:
-                return False
-        return True
+            if new is not None:
+                for run, place, part, about, data in entries:
+                    # For bytes the driver looks for an adapter first, which takes as long as all the rest.
+                    connection.execute(_KEEP, (new.id, run, place, part, about, bytearray(data)))
+                if old is not None and new.run != old.run:
+                    connection.execute(_REMOVE_RUNS, (new.id, new.run))
+            return True
 
-    def _learn_key(self, connection: sqlite3.Connection, record: Record) -> int:
-        """Return the key of an execution, which its steps find faster than by its id."""
-        key: int = connection.execute(f"SELECT {sql.KEY}", (record.id, record.run)).fetchone()[0]
-        if len(self._keys) >= _KNOWN:
-            self._keys.clear()
-        self._keys[record.run] = key
-        return key
-
-    def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:
-        """Read a page of results."""
-        page: list[Result] = []
-        statement, unread = (sql.BRIEF, (None, None, None)) if brief else (sql.WHOLE, ())
-
-        def read(connection: sqlite3.Connection) -> None:
-            size, which = 0, (record.id, record.run)
-            for row in connection.execute(statement, (_PAGE, *which, start, *which, stop)):
-                if row[3] is None:
-                    if page:
-                        break
-                    row = (*row[:3], self._read_large(connection, record, row[0]), *row[4:])  # noqa: PLW2901
-                page.append(as_result(row + unread))
-                size += len(row[3])
-                if size >= _PAGE:
-                    break
-
-        self._file.run(read)
-        return page
-
-    def read(self, id: str) -> Record | None:
-        """Read a record."""
-        return self._file.run(lambda connection: _find(connection, id))[0]
+        return self._file.run(write, self._synchronous if flush else "NORMAL")
 
     def due(self, now: float, limit: int) -> list[Record]:
-        """List what the sweep should ring, the executions of dead processes among it."""
+        """List by an index."""
+        return self._list(_DUE, now, limit)
 
-        def read(connection: sqlite3.Connection) -> tuple[list[Any], list[Any]]:
-            held = connection.execute(f"{sql.SELECT} WHERE rings = -1").fetchall()
-            ripe = f"{sql.SELECT} WHERE rings > -1 AND rings <= ? ORDER BY rings LIMIT ?"
-            return held, connection.execute(ripe, (now, limit)).fetchall()
+    def find(
+        self,
+        after: str,
+        limit: int,
+        status: str | None = None,
+        workflow: str | None = None,
+        before: float | None = None,
+    ) -> list[Record]:
+        """List by an index if there is one."""
+        wanted = {"id > ?": after, "status = ?": status, "workflow = ?": workflow, "changed <= ?": before}
+        given = {condition: value for condition, value in wanted.items() if value is not None}
+        where, index = " AND ".join(given), ""
+        if status is not None and status not in _MOVING:
+            where += f" AND {_RESTING}"
+            index = f"INDEXED BY sequential_{'status' if before is None else 'changed'}"
+        return self._list(_LIST % (index, f"{where} ORDER BY id"), *given.values(), limit)
 
-        held, ripe = self._file.run(read)
-        abandoned = [record for *fields, owner in held if (record := Record(*fields)).lease <= now or is_dead(owner)]
-        return (abandoned + [Record(*fields) for *fields, _ in ripe])[:limit]
-
-    def find(self, after: str, limit: int, status: str | None = None, workflow: str | None = None) -> list[Record]:
-        """List records."""
-        wanted = [
-            (column, value) for column, value in (("status", status), ("workflow", workflow)) if value is not None
-        ]
-        where = "".join(f" AND {column} = ?" for column, _ in wanted)
-        statement = f"{sql.SELECT} WHERE id > ?{where} ORDER BY id LIMIT ?"
-        values = (after, *(value for _, value in wanted), limit)
-        rows = self._file.run(lambda connection: connection.execute(statement, values).fetchall())
-        return [Record(*fields) for *fields, _ in rows]
-
-    def signal(self, id: str, name: str, data: bytes, now: float) -> tuple[Record | None, bool]:
-        """Keep a signal, in one transaction with the record that waits for it."""
-
-        def write(connection: sqlite3.Connection) -> tuple[Record | None, bool]:
-            record, _ = _find(connection, id)
-            if record is None:
-                return None, False
-            if record.status in CLOSED or not connection.execute(sql.SIGNAL, (id, record.run, name, data)).rowcount:
-                return record, False
-            if record.waits == name and not record.lease:
-                record = record._replace(due=now)
-                self._update(connection, record, record.token)
-            return record, True
-
-        return self._file.run(write, self._synchronous)
-
-    def received(self, record: Record, name: str) -> bytes | None:
-        """Read a signal."""
-        return self._file.run(lambda connection: self._pending(connection, record, name))
-
-    def remove(self, id: str, held: Record | None = None) -> None:
-        """Remove an execution, its results and its signals."""
-
-        def write(connection: sqlite3.Connection) -> None:
-            statement = "SELECT key, run, token FROM sequential_executions WHERE id = ?"
-            found = connection.execute(statement, (id,)).fetchone()
-            if held is not None and (found is None or found[1:] != (held.run, held.token)):
-                raise Fenced(id, held.token)
-            if found is not None:
-                _remove_results(connection, found[0])
-                connection.execute("DELETE FROM sequential_signals WHERE execution = ?", found[:1])
-                connection.execute("DELETE FROM sequential_executions WHERE key = ?", found[:1])
-
-        self._file.run(write, self._synchronous)
-
-    def _update(self, connection: sqlite3.Connection, record: Record, token: int) -> bool:
-        """Write what changes of a record within a run, if the stored one has this token."""
-        which = (record.id, record.run, token)
-        return bool(connection.execute(sql.UPDATE, (*self._changing(record), *which)).rowcount)
-
-    def _insert(self, connection: sqlite3.Connection, record: Record, result: Result) -> None:
-        if len(result.data) <= _PAGE:
-            connection.execute(sql.SMALL, (record.id, record.run, *result))
-            return
-        sized = (*result[:3], len(result.data), *result[4:])
-        row = connection.execute(sql.LARGE, (record.id, record.run, *sized)).lastrowid
-        assert row is not None
-        with connection.blobopen("sequential_results", "data", row) as blob:
-            blob.write(result.data)
-
-    def _read_large(self, connection: sqlite3.Connection, record: Record, step: int) -> bytes:
-        key = self._learn_key(connection, record)
-        with connection.blobopen("sequential_results", "data", (key << 32) + 1 + step, readonly=True) as blob:
-            return blob.read()
-
-    def _pending(self, connection: sqlite3.Connection, record: Record, name: str) -> bytes | None:
-        found: tuple[bytes | None] | None = connection.execute(sql.PENDING, (record.id, record.run, name)).fetchone()
-        return found[0] if found else None
-
-    def _columns(self, record: Record) -> tuple[object, ...]:
-        fixed = (record.id, record.run, record.workflow, record.version, record.first_input)
-        return (*fixed, *self._changing(record))
-
-    def _changing(self, record: Record) -> tuple[object, ...]:
-        owner, rings = (self._file.owner, -1) if record.lease else (None, record.due)
-        return (*record[6:], owner, rings)
+    def _list(self, statement: str, *values: object) -> list[Record]:
+        return [Record(*row) for row in self._file.run(lambda connection: _rows(connection, statement, values))]
 
 
-def _find(connection: sqlite3.Connection, id: str) -> tuple[Record, str | None] | tuple[None, None]:
-    """Return a record and the process that holds its lease."""
-    row = connection.execute(sql.FIND, (id,)).fetchone()
-    return (Record(*row[:-1]), row[-1]) if row else (None, None)
+def _rows(connection: sqlite3.Connection, statement: str, values: tuple[object, ...]) -> list[Any]:
+    """Return rows of records; a damaged text keeps nobody from the others."""
+    connection.text_factory = lambda text: text.decode(errors="replace")
+    try:
+        return connection.execute(statement, values).fetchall()
+    finally:
+        connection.text_factory = str
 
 
-def _key_held(connection: sqlite3.Connection, held: Record) -> int:
-    """Return the key of an execution if the stored record has this run and token."""
-    found: tuple[int] | None = connection.execute(sql.HELD, (held.id, held.run, held.token)).fetchone()
-    if found is None:
-        raise Fenced(held.id, held.token)
-    return found[0]
+def _page(connection: sqlite3.Connection, record: Record, start: tuple[int, int], stop: int) -> list[Entry]:
+    """Return the first entries of a range."""
+    page, size = list[Entry](), 0
+    for row in connection.execute(_PAGE_OF, (*start, record.id, record.run, *start, stop)):
+        if type(row[4]) is not bytes or type(row[3]) is not str:
+            if row[4] is None and row[1:3] != start:
+                return page or _page(connection, record, row[1:3], stop)
+            raise Damaged(record.id, row[1])
+        page.append(tuple.__new__(Entry, row))
+        size += len(row[4])
+        if size >= _PAGE:
+            break
+    return page
 
 
-def _remove_results(connection: sqlite3.Connection, key: int) -> None:
-    """Remove all results of an execution, and its input."""
-    bounds = (key << 32, (key << 32) + sql.LAST)
-    connection.execute("DELETE FROM sequential_results WHERE position BETWEEN ? AND ?", bounds)
+def _swap(connection: sqlite3.Connection, old: Record | None, new: Record | None) -> bool:
+    """Put a record in the place of another, and return whether that was there."""
+    if old is None:
+        assert new is not None
+        return connection.execute(_CREATE, new[:-1]).rowcount > 0
+    if new is None:
+        connection.execute(_REMOVE_ENTRIES, (old.id, old.stamp))
+        return connection.execute(_REMOVE, (old.id, old.stamp)).rowcount > 0
+    moved = (new.run, new.stamp, new.step, new.changed, new.state)
+    values = (*moved, new.workflow, new.status, new.due, old.id, old.stamp)
+    return connection.execute(_STEP, values).rowcount > 0 or connection.execute(_CHANGE, values).rowcount > 0

@@ -1,7 +1,5 @@
 """A SQLite file: opened when it is first used, with its tables, and closed around a fork; whose errors name it."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
 from _thread import allocate_lock
@@ -11,24 +9,28 @@ from time import monotonic, sleep
 from typing import TypeVar
 
 from ..errors import StorageError
-from . import sqlite_sql as sql
-from .owner import describe_process
 
 T = TypeVar("T")
 
+SCHEMA = 2
+"""The version of the tables; a file with another one is refused."""
+
 MEMORY = ":memory:"
 
+_LARGE = "a text or a number is larger than SQLite allows: keep it elsewhere and return where"
+_DAMAGED = "it is damaged: restore it from a backup"
 _REMEDIES = {
     "SQLITE_BUSY": "another process holds it locked: try again, or give a longer timeout=",
-    "SQLITE_LOCKED": "another process holds it locked: try again, or give a longer timeout=",
     "SQLITE_READONLY": "it cannot be written: check the permissions of the file and of its directory",
+    "SQLITE_PERM": "it cannot be accessed: check the permissions of the file and of its directory",
     "SQLITE_CANTOPEN": "it cannot be opened: check that its directory exists and may be written",
     "SQLITE_FULL": "the disk is full: make room, nothing was recorded",
-    "SQLITE_TOOBIG": "the value is larger than SQLite allows (a gigabyte): keep it elsewhere and return where",
+    "SQLITE_IOERR": "the disk failed to read or write: check it, and try again",
     "SQLITE_NOTADB": "it is not a SQLite database: give another path",
-    "SQLITE_CORRUPT": "it is damaged: restore it from a backup",
-    "SQLITE_IOERR": "the disk failed to read or write: nothing was recorded",
-    "SQLITE_PERM": "it cannot be accessed: check the permissions of the file and of its directory",
+    "SQLITE_CORRUPT": _DAMAGED,
+    "SQLITE_TOOBIG": _LARGE,
+    "OverflowError": _LARGE,
+    "OperationalError": _DAMAGED,  # the driver's own, about text that is not UTF-8
 }
 
 
@@ -38,18 +40,18 @@ class File:
     Args:
         path: The file, or ``":memory:"``.
         timeout: Seconds to wait for another process's transaction.
+        tables: The SQL that makes the tables that are not there.
     """
 
     connection: sqlite3.Connection | None = None
 
-    def __init__(self, path: str | os.PathLike[str], timeout: float) -> None:
+    def __init__(self, path: str | os.PathLike[str], timeout: float, tables: str) -> None:
         self.path = MEMORY if path == MEMORY else os.path.abspath(path)  # wherever it is opened again
         self._timeout = timeout
+        self._tables = tables
         self.lock = allocate_lock()
         self.level = ""
         """Whether the end of a transaction waits for the disk at this moment, as ``synchronous`` has it."""
-        self.owner: str | None = None
-        """This process, as it was when the file was opened."""
         _files.add(self)
 
     def __del__(self) -> None:
@@ -62,30 +64,27 @@ class File:
             self.disconnect()
 
     def run(self, work: Callable[[sqlite3.Connection], T], level: str = "") -> T:
-        """Do `work` alone on the connection; what SQLite raises then names the file and the remedy.
+        """Do `work` in a transaction, which any exception undoes; what SQLite raises then names file and remedy.
 
         Args:
             work: What to do.
-            level: Makes a transaction of it, which any exception undoes, and says whether its end waits for the
-                disk; left out, nothing is written.
+            level: For what writes, whether its end waits for the disk; left out, nothing is written.
         """
         with self.lock:
             try:
                 connection = self.connection or self._open()
-                if not level:
-                    return work(connection)
-                if self.level != level:
+                if level and level != self.level:
                     connection.execute(f"PRAGMA synchronous = {level}")
                     self.level = level
                 try:
-                    connection.execute("BEGIN IMMEDIATE")
+                    connection.execute("BEGIN IMMEDIATE" if level else "BEGIN")
                     done = work(connection)
                     connection.execute("COMMIT")
                 except BaseException:
                     if connection.in_transaction:  # SQLite itself has ended it when the disk is full
                         connection.execute("ROLLBACK")
                     raise
-            except (sqlite3.Error, OverflowError) as error:
+            except (sqlite3.Error, OverflowError, UnicodeError) as error:
                 raise _explain(self.path, error) from error
             return done
 
@@ -99,12 +98,28 @@ class File:
         connection = sqlite3.connect(self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False)
         try:
             _switch_to_wal(connection, self._timeout)
-            _create_tables(connection, self.path)
+            self._create_tables(connection)
         except BaseException:
             connection.close()
             raise
-        self.connection, self.level, self.owner = connection, "", describe_process()
+        self.connection = connection
         return connection
+
+    def _create_tables(self, connection: sqlite3.Connection) -> None:
+        """Create the tables unless they are there; refuse those of another version of this library."""
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sequential_schema'").fetchone() is None:
+            connection.executescript(f"""
+                BEGIN IMMEDIATE;
+                CREATE TABLE IF NOT EXISTS sequential_schema (version INTEGER NOT NULL);
+                INSERT INTO sequential_schema SELECT {SCHEMA} WHERE NOT EXISTS (SELECT * FROM sequential_schema);
+                {self._tables}
+                COMMIT;
+            """)
+        (found,) = connection.execute("SELECT version FROM sequential_schema").fetchone()
+        if found != SCHEMA:
+            earlier = "an earlier release wrote it: let that one finish what is in it, and give this one another path"
+            remedy = earlier if found < SCHEMA else "upgrade sequential-flow"
+            raise StorageError(f"{self.path}: its tables are of version {found}, this release knows {SCHEMA}: {remedy}")
 
 
 _files: WeakSet[File] = WeakSet()
@@ -145,23 +160,8 @@ def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> None:
             return
 
 
-def _create_tables(connection: sqlite3.Connection, path: str) -> None:
-    """Create the tables unless they are there; refuse those of a later version of this library."""
-    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sequential_schema'").fetchone() is None:
-        connection.executescript(f"""
-            BEGIN IMMEDIATE;
-            {sql.TABLES};
-            INSERT INTO sequential_schema SELECT {sql.SCHEMA} WHERE NOT EXISTS (SELECT * FROM sequential_schema);
-            COMMIT;
-        """)
-    (found,) = connection.execute("SELECT version FROM sequential_schema").fetchone()
-    if found > sql.SCHEMA:
-        raise StorageError(
-            f"{path}: its tables are of version {found}, this release knows {sql.SCHEMA}: upgrade sequential-flow"
-        )
-
-
 def _explain(path: str, error: Exception) -> StorageError:
-    code = getattr(error, "sqlite_errorname", "SQLITE_TOOBIG" if isinstance(error, OverflowError) else "SQLITE_ERROR")
+    code = getattr(error, "sqlite_errorname", type(error).__name__)
     remedy = _REMEDIES.get("_".join(code.split("_")[:2]), "nothing was recorded")
-    return StorageError(f"{path}: {error} ({code}): {remedy}")
+    told = str(error).partition(" with text ")[0]  # behind it the driver quotes what is stored
+    return StorageError(f"{path}: {told} ({code}): {remedy}")

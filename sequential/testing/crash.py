@@ -5,27 +5,34 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, Literal, TypeVar
 
+from ..blocking import Maybe, settle
+from ..branches import END
 from ..calls import INTERRUPTED
-from ..codec import JSONCodec
+from ..checks import check_functions
 from ..context import current
 from ..errors import Diverged, SequentialError, describe
 from ..executor import FlowExecutor
-from ..hooks import Call, check_functions, find_call, refuse_unfit
-from ..observe import Event
+from ..five import Storage
+from ..hooks import Call, find_call, refuse_unfit
+from ..record import MAKING, Entry, Record, fresh_id, state_of
 from ..setup import Paused
-from ..storage import Journal, Maybe, PlainJournal, Record, Result, Storage, journal_for, new_id, settle, then
 from ..stores.memory import MemoryStorage
 from ..workflow import Workflow
 from .around import JournalAround
+from .drive import drive, no_ring
 from .fakes import FakeClock
 
 T = TypeVar("T")
 
-_INVOCATIONS = 10_000
-"""More than any workflow worth enumerating takes: beyond it, one goes round in circles."""
+_FIVE = ("get", "set", "delete", "get_result", "set_result")
+
+_LEASE = 0.3
+"""Seconds: so short that waiting for the end of a dead process's lease is the end of hardly any timeout."""
 
 
 def crash_points(
@@ -35,6 +42,8 @@ def crash_points(
     call: Call | None = None,
     storage: Storage | None = None,
     signals: Mapping[str, Any] | None = None,
+    errors: Literal["value", "raise"] = "value",
+    version: int = 0,
 ) -> int:
     """Run a workflow once for each place where its process could die, die there, and go on in another.
 
@@ -45,287 +54,191 @@ def crash_points(
 
     Args:
         workflow: The workflow.
-        input: Its input.
+        input: Its input; left out, ``{}``.
         call: Performs a tool, plain or ``async``; it may be called more than once for a step, and should give
             the same result for the same step.  Left out, the process-wide hook.
-        storage: Where to run it, plain or ``async``; left out, a new `MemoryStorage`.  Each run has an id of its
-            own there.
+        storage: Where to run it, an empty one, plain or ``async``; left out, a new `MemoryStorage`.  Each run has an
+            id of its own there, and leaves nothing.
         signals: Payloads by the name of the signal, each sent whenever the workflow waits for it; other waits
             run into their timeouts.
+        errors: As for `FlowExecutor`.
+        version: Likewise.
 
     Returns:
         How many places there were.
 
     Raises:
         AssertionError: When a run ends differently, records a step twice or not at all, calls a tool of
-            ``once=True`` twice, or asks a tool for something else on replay; the text says where the process had
+            ``once=True`` twice, or asks for something else on replay; the text says where the process had
             died.  An exception of the workflow itself is an end like any other.
         SequentialError: When the undisturbed run is ended by one.
         TypeError: When `call` is no function.
     """
     check_functions(call=call)
     storage = MemoryStorage() if storage is None else storage
-    return asyncio.run(count_crash_points(workflow, input, call, storage, signals))
+    return asyncio.run(count_crash_points(workflow, input, call, storage, signals, errors=errors, version=version))
 
 
 async def count_crash_points(
-    workflow: Workflow[Any],
-    input: Any,
-    call: Call | None,
-    storage: Storage,
-    signals: Mapping[str, Any] | None = None,
+    workflow: Workflow[Any], input: Any, call: Call | None, storage: Storage, signals: Any = None, **options: Any
 ) -> int:
     """Do what `crash_points` does, in the event loop that runs."""
-    points = 0
+    points, signals = 0, signals or {}
     for budget in (0.0, math.inf):
-        world = _World(workflow, input, call, storage, signals or {}, budget)
-        expected: dict[Any, _Run] = {(): await _run(world)}
-        error = expected[()].error
+        options["budget"] = budget
+        undisturbed = await _Run(math.inf, call, storage, options).go(workflow, input, signals)
+        error = undisturbed.error
         assert not isinstance(error, Diverged), f"undisturbed, the workflow goes another way on replay: {error}"
         if isinstance(error, SequentialError):
             raise error  # nothing that dying could change
-        missed = set(world.signals) - expected[()].signalled
-        if missed:
-            names, ended = ", ".join(map(repr, sorted(missed))), " ".join(map(str, expected[()].outcome))
+        if missed := set(signals) - undisturbed.waits:
+            names, ended = ", ".join(map(repr, sorted(missed))), " ".join(map(str, undisturbed.outcome))
             raise AssertionError(f"the workflow never waited for {names}, given in signals=; it {ended}") from error
-        point, died = 0, True
-        while died:
-            found = await _run(world, point)
-            where = f"after the process died {found.place or 'nowhere'} (point {point}, budget {budget})"
-            assert not found.changed, f"{where}, a tool was asked for with other input than before: {found.changed}"
-            assert not found.twice, f"{where}, {found.twice} was called a second time in spite of once=True"
-            usual = expected.setdefault(found.interrupted, found)  # an interrupted call may change all that follows
+        # A call of once=True that was interrupted may change all that follows.
+        expected, point = {tuple(undisturbed.interrupted): undisturbed}, 0
+        while (found := await _Run(point, call, storage, options).go(workflow, input, signals)).place:
+            usual = expected.setdefault(tuple(found.interrupted), found)
+            where = f"after the process died {found.place} (point {point}, budget {budget})"
+            assert not found.twice, f"{where}, {found.twice} a second time"
             assert found.outcome == usual.outcome, (
                 f"{where}, the workflow {found.outcome!r} instead of {usual.outcome!r}: "
                 f"let it depend on nothing but its input and the results of its steps"
             )
-            assert found.recorded == usual.recorded, (
-                f"{where}, {found.recorded!r} was recorded instead of {usual.recorded!r}: "
-                f"a tool has answered another call of the same step with something else, or the storage does not "
-                f"commit atomically, or lets a writer commit who was fenced off"
+            assert _agree(found.answers, usual.answers), (
+                f"{where}, {found.answers!r} was recorded instead of {usual.answers!r}: a tool has answered another "
+                f"call of the same step with something else, or the storage does not write all or nothing"
             )
-            died = found.place is not None
-            points, point = points + died, point + 1
+            point += 1
+        points += point
     return points
-
-
-class _World(NamedTuple):
-    """What all runs have in common."""
-
-    workflow: Workflow[Any]
-    input: Any
-    call: Call | None
-    storage: Storage
-    signals: Mapping[str, Any]
-    budget: float
 
 
 class _Death(BaseException):
     """The process dies; no code that runs in it learns of this in reality."""
 
 
-class _Run(NamedTuple):
-    """How a run ended."""
+class _Run(JournalAround):
+    """A workflow on its way to its end, in as many processes as that takes, and the Journal as they see it.
 
-    outcome: tuple[str, Any]
-    recorded: list[Any]
-    interrupted: tuple[tuple[int, int], ...]
-    """The calls of ``once=True`` that were found unfinished, by round and step."""
-    twice: list[str]
-    error: Exception | None
-    """What was raised in the end."""
-    signalled: set[str]
-    place: str | None
-    changed: list[str]
+    Args:
+        point: How many places the first process passes before it dies.
+        call: Performs a tool.
+        storage: Where to run.
+        options: Of the executor.
+    """
 
+    def __init__(self, point: float, call: Call | None, storage: Storage, options: dict[str, Any]) -> None:
+        self._left, self.place = point, ""
+        """How many places are still to be passed, and where the process died."""
+        self.outcome: tuple[str, Any] = ("", None)
+        self.error: Exception | None = None
+        """How it ended, and by which error."""
+        self.answers: dict[Any, Any] = {}
+        """What the last round began with, and what it has recorded: by branch, for the calls of a list end in any
+        order."""
+        self.interrupted: list[tuple[int, int]] = []
+        """The calls of ``once=True`` that were found unfinished, by round and step."""
+        self.waits: set[str] = set()
+        self._calls, self._steps, self._once = Counter[str](), Counter[str](), set[str]()
+        self._runs: list[str] = []
+        self._id, self._clock, self._call = f"crash-{fresh_id()}", FakeClock(), call
+        self._onlooker = FlowExecutor(storage, resume=no_ring, clock=self._clock)
+        super().__init__(self._onlooker.setup.journal)
+        keeps = not self._onlooker.setup.is_five
+        five = {name: partial(self.around, name, getattr(storage, name)) for name in _FIVE}
+        mortal: Any = self if keeps else SimpleNamespace(**five)
+        hooks: dict[str, Any] = {"call": self._perform, "resume": partial(self.around, "resume", no_ring)}
+        self._flow = FlowExecutor(mortal, **hooks, retain=keeps, lease=_LEASE, clock=self._clock, **options)
 
-class _Process:
-    """Counts the places where a process can die, and dies at one of them."""
+    @property
+    def twice(self) -> str:
+        """What was done a second time."""
+        calls = [f"{key.replace(self._id, '...')} was called" for key in sorted(self._once) if self._calls[key] > 1]
+        steps = [f"{step} was recorded" for step, times in self._steps.items() if times > 1]
+        return ", ".join(calls + steps)
 
-    def __init__(self, point: int | None) -> None:
-        self.left = point
-        self.place: str | None = None
-        self.dead = False
+    async def go(self, workflow: Workflow[Any], input: Any, signals: Mapping[str, Any]) -> _Run:
+        """Run to the end, and leave nothing in the storage."""
 
-    def may_die(self, place: str) -> None:
-        if self.dead:
-            raise _Death
-        if self.left == 0:
-            self.place, self.dead = place, True
-            self.left = None
-            raise _Death
-        if self.left is not None:
-            self.left -= 1
+        async def invoke() -> Any:
+            wait = MAKING
+            try:
+                value = await self._flow.execute(workflow, self._id, input)
+            except _Death:
+                self._left, value, wait = math.inf, Paused(self._id, -1, "busy"), 2 * _LEASE
+            except Exception as error:
+                self.error = error
+                return "raised", describe(error).replace(self._id, "...")
+            if not isinstance(value, Paused):
+                return "returned", value
+            if value.reason == "busy":
+                self._clock.advance(wait)
+                if self._flow.setup.retain:
+                    await self._onlooker.sweep()
+            return value
 
-    async def around(self, what: str, call: Callable[..., Maybe[Any]], *arguments: Any) -> Any:
-        self.may_die(f"before {what}")
-        done = await settle(call(*arguments))
-        self.may_die(f"after {what}")
-        return done
-
-
-class _MortalStorage:
-    """Five methods, each with a place to die before and after it."""
-
-    def __init__(self, storage: Storage, process: _Process) -> None:
-        self._storage, self._process = storage, process
-
-    async def get(self, id: str) -> Any:
-        return await self._process.around("get", self._storage.get, id)
-
-    async def set(self, id: str, state: dict[str, int]) -> Any:
-        return await self._process.around(f"set to step {state['step']}", self._storage.set, id, state)
-
-    async def delete(self, id: str) -> Any:
-        return await self._process.around("delete", self._storage.delete, id)
-
-    async def get_result(self, id: str, step: int) -> Any:
-        return await self._process.around(f"get_result of step {step}", self._storage.get_result, id, step)
-
-    async def set_result(self, id: str, step: int, data: Any) -> Any:
-        return await self._process.around(f"set_result of step {step}", self._storage.set_result, id, step, data)
-
-
-class _MortalJournal(JournalAround):
-    """A Journal with a place to die before and after each call; it keeps a list of what was recorded."""
-
-    def __init__(self, inner: Journal, process: _Process) -> None:
-        super().__init__(inner)
-        self.recorded: list[Any] = []
-        self.saved: set[tuple[str, int]] = set()
-        self.marked: set[str] = set()
-        self.interrupted: set[tuple[int, int]] = set()
-        self.rounds = 0
-        self._process = process
+        self.outcome = await drive(self._onlooker, self._clock, signals, invoke)
+        if self._flow.setup.retain:
+            status, before = await self._onlooker.status(self._id), Counter[Any]()
+            self.answers["input"] = status and status.input
+            for step in await self._onlooker.history(self._id):
+                branch = END if step["asked"] == END else step["branch"]
+                self.answers[branch, before[branch]] = step["asked"], step["error"], step["result"]
+                before[branch] += 1
+        await self._onlooker.delete(self._id)
+        return self
 
     async def around(self, what: str, method: Callable[..., Maybe[T]], *arguments: Any, **options: Any) -> T:
-        if what in {"read", "due"}:  # a look from outside, and a sweep, may fail anywhere
-            return await settle(method(*arguments, **options))
-        done: T = await self._process.around(what, method, *arguments, **options)
+        """Make a call, with a place to die before and after it."""
+        place = _place(what, *arguments)
+        self._may_die(f"before {place}")
+        done = await settle(method(*arguments, **options))
+        if what == "write" and done:
+            self._note(*arguments)
+        self._may_die(f"after {place}")
         return done
 
-    async def commit(self, record: Record, token: int, result: Result | None = None, **signal: str | None) -> None:
-        def commit() -> Maybe[None]:
-            written = self.inner.commit(record, token, result, **signal)
-            return written if result is None else then(written, lambda _: self.recorded.append(record.step))
+    def _may_die(self, place: str) -> None:
+        if self._left == 0:
+            self.place = self.place or place
+            raise _Death
+        self._left -= 1
 
-        await self._process.around(f"commit of step {record.step} as {record.status}", commit)
-
-    async def save(self, record: Record, result: Result) -> None:
-        def note(_: None) -> None:
-            if result.error == INTERRUPTED:
-                self.marked.add(f"{record.id}:{record.run}:{result.step}")
-            elif (record.run, result.step) in self.saved:
-                self.recorded.append(f"step {result.step} twice")
-            else:
-                self.saved.add((record.run, result.step))
-
-        await self._process.around(f"save of step {result.step}", lambda: then(self.inner.save(record, result), note))
-
-    async def restart(self, record: Record, held: Record) -> None:
-        def note(_: None) -> None:
-            self.rounds += 1
-
-        await self._process.around("restart", lambda: then(self.inner.restart(record, held), note))
-
-    async def results(self, record: Record, start: int, stop: int, brief: bool = False) -> list[Result]:
-        page = await super().results(record, start, stop, brief)
-        self.interrupted.update((self.rounds, result.step) for result in page if result.error == INTERRUPTED)
-        return page
-
-
-async def _run(world: _World, point: int | None = None) -> _Run:  # noqa: C901 - the parts of one experiment
-    """Run a workflow to its end, in as many processes as it takes, one of which dies at `point`."""
-    process, clock, changed, id = _Process(point), FakeClock(), list[str](), f"crash-{new_id()}"
-    journal = journal_for(world.storage)
-    mortal = None if isinstance(journal, PlainJournal) else _MortalJournal(journal, process)
-    calls: Counter[str] = Counter()
-
-    async def mortal_call(category: str, name: str, input: Any) -> Any:
-        tool = f"tool {category}.{name}"
-
-        def call() -> Any:
-            calls[current().key] += 1
-            return _perform(world.call or find_call(tool), category, name, input)
-
-        return await process.around(tool, call)
-
-    async def mortal_resume(id: str) -> None:
-        await process.around("resume", lambda _: None, id)
-
-    def observe(event: Event) -> None:
-        if event.kind == "input changed":
-            changed.append(f"{event.detail} (step {event.step})")
-
-    flow = FlowExecutor(
-        mortal or _MortalStorage(world.storage, process),
-        call=mortal_call,
-        resume=mortal_resume,
-        budget=world.budget,
-        retain=mortal is not None,
-        observe=observe,
-        clock=clock,
-    )
-
-    signalled = set[str]()
-
-    async def let_time_pass(reason: str) -> None:
-        """Send the signal that is waited for, or move on to when the workflow wakes, or to the end of a lease."""
-        status = None if mortal is None else await flow.status(id)
-        if status is not None:
-            if status.waits is not None and status.waits in world.signals:
-                signalled.add(status.waits)
-                await flow.signal(id, status.waits, world.signals[status.waits])
-            elif status.due is not None and reason in {"sleep", "wait"}:
-                clock.now = max(clock.now, status.due)
-            else:
-                assert reason != "wait", f"the workflow waits for {status.waits!r} for ever: give crash_points signals="
-        if reason == "death":
-            clock.advance(1000.0)
-            if mortal is not None:
-                await flow.sweep()
-
-    reason = ""
-    for _ in range(_INVOCATIONS):
-        try:
-            await let_time_pass(reason)
-            outcome = await _invoke(flow, world, id)
-        except _Death:
-            process.dead, reason = False, "death"
+    def _note(self, old: Record | None, new: Record, entries: Iterable[Entry]) -> None:
+        """Note what a write has done."""
+        if old is None or old.run != new.run:
+            self._runs.append(new.run)
         else:
-            if not isinstance(outcome, Paused):
-                break
-            reason = outcome.reason
-    else:
-        raise AssertionError(
-            f"the workflow did not end within {_INVOCATIONS} invocations: let one that runs for ever end by its input"
-        )
-    process.left = None
-    recorded = list[Any]()
-    if mortal is not None and await flow.status(id) is not None:
-        recorded = [mortal.recorded, [(step["asked"], step["result"]) for step in await flow.history(id)]]
-    await flow.delete(id)
-    interrupted = tuple(sorted(mortal.interrupted)) if mortal else ()
-    twice = [key.replace(id, "...") for key in mortal.marked if calls[key] > 1] if mortal else []
-    value, error = outcome
-    return _Run(value, recorded, interrupted, twice, error, signalled, process.place, changed)
+            self._steps.update(f"step {step} of round {len(self._runs)}" for step in range(old.step, new.step))
+        state, interrupted = state_of(new), f'"error":"{INTERRUPTED}"'
+        self.waits.update(state.waits)
+        self._once.update(f"{new.id}:{new.run}:{mark.removeprefix('0.')}" for mark in state.once)
+        self.interrupted += [(len(self._runs), entry.place) for entry in entries if interrupted in entry.about]
+
+    async def _perform(self, category: str, name: str, input: Any) -> Any:
+        label = f"tool {category}.{name}"
+        hook = self._call or find_call(label)
+
+        def perform() -> Any:
+            self._calls[current().key] += 1
+            try:
+                return hook(category, name, input)
+            except TypeError as error:
+                refuse_unfit(hook, label, error)
+                raise
+
+        return await self.around(label, perform)
 
 
-def _perform(hook: Call, category: str, name: str, input: Any) -> Any:
-    try:
-        return hook(category, name, input)
-    except Exception as error:
-        refuse_unfit(hook, f"tool {category}.{name}", error)
-        raise
+def _place(what: str, *arguments: Any) -> str:
+    """Say what is about to be done."""
+    if what == "write":
+        old, new, *_ = arguments
+        return f"write of step {new.step - 1}" if old and new and new.step > old.step else f"write as {new.status}"
+    return " ".join([what, *map(str, arguments[1:2])]) if what in _FIVE else what
 
 
-async def _invoke(flow: FlowExecutor, world: _World, id: str) -> tuple[tuple[str, Any], Exception | None] | Paused:
-    """Run one invocation and return how the workflow ended, and by what error; or why it did not."""
-    try:
-        value = await flow.execute(world.workflow, id, world.input)
-    except Exception as error:
-        return ("raised", describe(error).replace(id, "...")), error
-    if isinstance(value, Paused):
-        return value
-    codec = JSONCodec()  # a plain storage does not have the final value encoded
-    return ("returned", codec.loads(codec.dumps(value))), None
+def _agree(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
+    """Whether the same was recorded; of a list that an error has ended early, less may be."""
+    alike = all(one[key] == other[key] for key in one.keys() & other.keys())
+    return alike and (one.keys() == other.keys() or (END, 0) in {**one, **other})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..storage import is_number
+from ..checks import is_number
 
 
 class FakeClock:

@@ -1,360 +1,352 @@
-"""What a Journal must do beyond the five methods: each capability is a class of its own, `JournalTests` is all."""
+"""What a Journal must do beyond the five methods: what its own four promise, and workflows run over them."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from itertools import product
+from math import inf, nextafter
+from os import urandom
+from typing import Any, TypeVar
 
-from ..storage import CLOSED, Journal, Record, Result
-from .conformance import FEW_POINTS, StorageTests, echo, every_request, workflow
+from ..blocking import Maybe, settle
+from ..codec import encode_json
+from ..record import INPUT, LAST, STATUSES, Changed, Entry, Record, nonce
+from .around import JournalAround
+from .conformance import FEW_POINTS, StorageSuite, StorageTests, echo, every_request
+from .conformance import workflow as ordinary
 from .crash import count_crash_points
-from .records import NOW, TURNS, RecordSuite
-from .signals import SignalTests
+
+T = TypeVar("T")
+At = tuple[int, int]
+
+LARGE = 4 << 20
+"""Bytes that are enough for a test, where a store takes more at once."""
 
 MANY = 20
+"""Small entries that a page has at least: a log must not be read by a request for each."""
+
+NOW = 1_700_000_000.0
+RUN, LATER = "5eed5eed5eed5eed", "1a7e1a7e1a7e1a7e"
+
+_TEXT = "größe.<locals>.e\u0301 \u2028 \U0001f600 \x7f\t '\"\\ %s {0} $1 :a ?"
+_FIELDS: tuple[dict[str, Any], ...] = (
+    *({"status": status} for status in sorted(STATUSES)),
+    *({"workflow": name} for name in (_TEXT, "w" * 300, "")),
+    *({"due": due, "changed": due or NOW} for due in (None, 0.0, 0.1 + 0.2, nextafter(NOW, inf), 1e12 + 1 / 3)),
+    *({"step": step} for step in (1, 2**31 - 2)),
+    *({"state": encode_json({"format": 1, "error": error})} for error in (_TEXT, "\0", "é" * 70_000)),
+    {"run": LATER},
+)
+"""What a record may hold."""
+
+_ABOUT = encode_json({"asked": f"tool {_TEXT}\0"})
+_DATA = (b"", b"\0", bytes(range(256)), "é\u2028".encode(), b"\r\n'\"\\%s ", urandom(1 << 20))
+_IDS = ["--", "-a", "0", "9", ":", "@", "A", "Aa", "B", "Z", "_", "a", "a-", "a.", "a0", "a:", "aA", "aa", "b", "~"]
+"""In the order of their bytes, which is not that of any language."""
 
 
-class ClaimTests(RecordSuite):
-    """Taking and creating, in one atomic step."""
-
-    def test_what_is_not_there_is_created_only_on_demand(self) -> None:
-        assert self.ask(self.storage.claim, self.record(), NOW, False) == (None, False)
-        assert self.ask(self.storage.read, "one") is None
-        assert self.ask(self.storage.claim, self.record(), NOW, True) == (self.record(), True)
-        assert self.ask(self.storage.read, "one") == self.record()
-
-    def test_a_free_lease_is_taken_and_nothing_else_changes(self) -> None:
-        stored = self.create(lease=0.0, due=None, attempts=3, status="failed", error="E: e", step=4, version=None)
-        taken = stored._replace(token=stored.token + 1, lease=NOW + 99.0)
-        for create, run in ((True, "another"), (False, "")):
-            wanted = self.record(run=run, workflow="other", input=b"{}", lease=NOW + 99.0)
-            assert self.ask(self.storage.claim, wanted, NOW, create) == (taken, True)
-            assert self.ask(self.storage.read, "one") == taken
-            taken = taken._replace(token=taken.token + 1)
-            self.ask(self.storage.commit, taken._replace(lease=0.0), taken.token - 1, None)
-            taken = taken._replace(token=taken.token + 1)
-
-    def test_a_held_lease_is_not_taken_before_it_ends(self) -> None:
-        stored = self.create(lease=NOW + 60.0)
-        wanted = self.record(lease=NOW + 120.0)
-        assert self.ask(self.storage.claim, wanted, NOW + 59.0, True) == (stored, False)
-        taken = stored._replace(token=stored.token + 1, lease=NOW + 120.0)
-        assert self.ask(self.storage.claim, wanted, NOW + 60.0, True) == (taken, True)
-
-    def test_a_claim_without_a_lease_takes_nothing(self) -> None:
-        stored = self.create(lease=0.0)
-        assert self.ask(self.storage.claim, self.record(lease=0.0), NOW, True) == (stored, False)
-        assert self.ask(self.storage.read, "one") == stored
-
-    def test_a_step_that_is_past_is_not_claimed(self) -> None:
-        stored = self.step(self.create(lease=0.0))
-        lease = NOW + 99.0
-        before = [(stored.run, 0), ("an earlier run", 1), ("an earlier run", 5)]
-        for run, step in before:
-            wanted = Record("one", run, step=step, lease=lease)
-            assert self.ask(self.storage.claim, wanted, NOW, False) == (stored, False)
-        assert self.ask(self.storage.read, "one") == stored
-        for run, step in [(stored.run, 1), (stored.run, 2), ("", 0)]:
-            wanted = Record("one", run, step=step, lease=lease)
-            taken = stored._replace(token=stored.token + 1, lease=lease)
-            assert self.ask(self.storage.claim, wanted, NOW, False) == (taken, True)
-            stored = taken._replace(token=taken.token + 1, lease=0.0)
-            self.ask(self.storage.commit, stored, taken.token, None)
-        wanted = self.record(run="another", input=b'{"n":2}', lease=lease)  # to be created, if it were not there
-        taken = stored._replace(token=stored.token + 1, lease=lease)
-        assert self.ask(self.storage.claim, wanted, NOW, True) == (taken, True)
-        assert self.ask(self.storage.claim, Record("none", "run", step=3, lease=lease), NOW, False) == (None, False)
-
-    def test_what_has_ended_is_never_taken(self) -> None:
-        for status in sorted(CLOSED):
-            stored = self.create(status, lease=0.0, status=status)
-            assert self.ask(self.storage.claim, self.record(status), NOW, True) == (stored, False)
+def entry(place: int, part: int = 0, run: str = RUN, about: str = "{}", data: bytes = b"null") -> Entry:
+    """Return an entry."""
+    return Entry(run, place, part, about, data)
 
 
-class CommitTests(RecordSuite):
-    """Record and result in one atomic step, or neither."""
-
-    def test_record_and_result_are_written_together(self) -> None:
-        record = self.step(self.create(), b'{"a":1}', status="failed", due=None, lease=0.0, attempts=2, error="E: é")
-        assert self.ask(self.storage.read, "one") == record
-        assert self.all_results(record) == [Result(0, "tool t.0", 5, b'{"a":1}', NOW, NOW + 0.25)]
-
-    def test_every_field_of_a_held_record_is_written(self) -> None:
-        record = self.create()
-        changes: list[dict[str, Any]] = [{"due": NOW + 5}, {"lease": NOW + 80}, {"attempts": 1}, {"error": "E"}]
-        changes += [{"status": "sleeping", "wake": NOW + 9}, {"waits": "signal"}, {"wake": None, "waits": None}]
-        changes += [{"status": "stuck"}, {"due": None}]
-        for fields in changes:
-            record = self.step(record, **fields)
-            assert self.ask(self.storage.read, "one") == record
-
-    def test_a_stale_token_writes_nothing(self) -> None:
-        record = self.step(self.create())
-        result = Result(1, "tool t.stale")
-        for token in (record.token - 1, record.token + 1):
-            for lease in (0.0, NOW + 500.0):
-                new = record._replace(token=token + 1, step=2, lease=lease)
-                assert self.refused(self.storage.commit, new, token, result)
-        assert self.ask(self.storage.read, "one") == record
-        assert self.ask(self.storage.results, record, 1, 2) == []
-
-    def test_another_run_writes_nothing(self) -> None:
-        record = self.create()
-        stale = record._replace(run="an earlier run", token=record.token + 1, step=1)
-        assert self.refused(self.storage.commit, stale, record.token, Result(0))
-        assert self.ask(self.storage.results, record, 0, 1) == []
-        assert self.ask(self.storage.results, stale, 0, 1) == []
-
-    def test_what_is_gone_is_not_written(self) -> None:
-        record = self.create()
-        self.ask(self.storage.remove, "one")
-        assert self.refused(self.storage.commit, record._replace(token=2), 1, Result(0))
-        assert self.ask(self.storage.read, "one") is None
-
-    def test_a_renewal_keeps_its_token(self) -> None:
-        record = self.create()
-        renewed = record._replace(lease=record.lease + 60)
-        self.ask(self.storage.commit, renewed, record.token)
-        assert self.ask(self.storage.read, "one") == renewed
-        stepped = self.step(renewed)
-        assert self.refused(self.storage.commit, renewed, record.token)
-        assert self.ask(self.storage.read, "one") == stepped
+def same(found: object, wanted: object) -> bool:
+    """Whether they are the same to the last bit, types and all; what shows how large ones differ would never end."""
+    return repr(found) == repr(wanted)
 
 
-class ResultsTests(RecordSuite):
-    """Results in order, in pages."""
+class JournalSuite(StorageSuite):
+    """A record to begin with, and short ways to write and to read."""
 
-    def test_pages_come_in_order_and_without_gaps(self) -> None:
-        record, sizes = self.create(), [1, 100, 300_000, 800_000, 1_500_000, 10, 3_000_000, 7, 0, 2_000_000]
-        for size in sizes:
-            record = self.step(record, bytes([size % 251]) * size)
-        for start in range(len(sizes)):
-            found = self.all_results(record, start)
-            assert [saved.step for saved in found] == list(range(start, len(sizes)))
-            assert [saved.data == bytes([size % 251]) * size for saved, size in zip(found, sizes[start:], strict=True)]
-            assert [len(saved.data) for saved in found] == sizes[start:]
+    def record(self, id: str = "one", **fields: Any) -> Record:
+        """Return a record under a new stamp."""
+        return Record(id, RUN, nonce(), 0, "workflow", "running", NOW, NOW, '{"format":1}')._replace(**fields)
 
-    def test_a_page_of_small_results_holds_many(self) -> None:
-        record = self.create()
-        for _ in range(60):
-            record = self.step(record)
-        assert len(self.ask(self.storage.results, record, 0, 60)) >= MANY
-        assert [saved.step for saved in self.ask(self.storage.results, record, 3, 5)] == [3, 4]
+    def write(self, old: Record | None, new: Record | None, *entries: Entry, flush: bool = True) -> bool:
+        """Write, and return whether it was."""
+        written: bool = self.ask(partial(self.storage.write, flush=flush), old, new, entries)
+        return written
 
-    def test_of_a_run_that_is_gone_there_is_nothing(self) -> None:
-        record = self.step(self.create())
-        assert self.ask(self.storage.results, record, 1, 2) == []
-        self.ask(self.storage.remove, "one")
-        assert self.ask(self.storage.results, record, 0, 1) == []
-        later = self.create(run="a later run")
-        assert self.ask(self.storage.results, record, 0, 1) == []
-        self.step(later)
-        assert self.ask(self.storage.results, record, 0, 1) == []
+    def put(self, old: Record | None, new: Record, *entries: Entry, flush: bool = True) -> Record:
+        """Write what nothing speaks against, under a new stamp, and return the record."""
+        new = new._replace(stamp=nonce())
+        assert self.write(old, new, *entries, flush=flush) is True
+        return new
 
+    def begin(self, id: str, entries: list[Entry]) -> Any:
+        """Create an execution, in as many writes as it takes."""
+        return self.ask(self.storage.update, id, None, lambda *_: (self.record(id), entries))
 
-class AheadTests(RecordSuite):
-    """Results that are saved ahead of the record which will count them."""
-
-    def ahead(self, record: Record, step: int, data: bytes = b"null") -> Result:
-        """Save a result and return it."""
-        result = Result(step, f"tool t.{step}", 7, data, NOW, NOW + 1, "Error")
-        self.ask(self.storage.save, record, result)
-        return result
-
-    def test_what_is_saved_ahead_is_read_and_leaves_the_record_as_it_is(self) -> None:
-        record = self.step(self.create())
-        later, sooner = self.ahead(record, 4), self.ahead(record, 2)
-        assert self.ask(self.storage.read, "one") == record
-        assert self.ask(self.storage.results, record, 1, 9) == [sooner, later]
-        assert self.ask(self.storage.results, record, 3, 5) == [later]
-        assert self.ask(self.storage.results, record, 5, 9) == []
-        assert [saved.step for saved in self.ask(self.storage.results, record, 0, 9)] == [0, 2, 4]
-
-    def test_a_second_one_replaces_the_first_and_so_does_a_commit(self) -> None:
-        record = self.create()
-        self.ahead(record, 0, b"1")
-        second = self.ahead(record, 0, b"2")
-        assert self.ask(self.storage.results, record, 0, 1) == [second]
-        self.step(record, b"3")
-        assert [saved.data for saved in self.ask(self.storage.results, record, 0, 9)] == [b"3"]
-
-    def test_a_large_one_comes_back_after_a_gap(self) -> None:
-        record, data = self.create(), b"x" * 3_000_000
-        for step in (1, 2500, 2501):
-            self.ahead(record, step, data)
-        found: list[Result] = []
-        while page := self.ask(self.storage.results, record, found[-1].step + 1 if found else 0, 3000):
+    def read(self, id: str = "one", start: At = (-(2**31), 0), stop: int = LAST) -> tuple[Record | None, list[Entry]]:
+        """Read a record, without the store's own handle, and all entries of a range, page by page."""
+        record, page = self.ask(self.storage.read, id, start, stop)
+        found = list(page)
+        while page:
+            assert page[0][1:3] >= start, f"a page from {start} on begins before it"
+            start = page[-1].place, page[-1].part + 1
+            page = self.ask(self.storage.read, id, start, stop)[1]
             found += page
-        assert [(saved.step, saved.data == data) for saved in found] == [(1, True), (2500, True), (2501, True)]
+        return record and record._replace(version=None), found
 
-    def test_only_the_holder_saves(self) -> None:
-        record = self.step(self.create())
-        result = Result(5, "tool t.stale")
-        for stale in (record._replace(token=1), record._replace(token=3), record._replace(run="an earlier run")):
-            assert self.refused(self.storage.save, stale, result)
-        self.ask(self.storage.remove, "one")
-        assert self.refused(self.storage.save, record, result)
-        assert self.ask(self.storage.read, "one") is None
+    def due(self, now: float = 2e12, limit: int = 99) -> list[Record]:
+        """List what is due, without the store's own handles."""
+        return [record._replace(version=None) for record in self.ask(self.storage.due, now, limit)]
 
-    def test_a_restart_replaces_the_whole_record_and_forgets_the_results(self) -> None:
-        record = self.step(self.step(self.create()))
-        self.ahead(record, 5)
-        new = Record("one", "a later run", "other", b'{"round":2}', 8, 99, record.token + 1, 0, due=NOW + 5)
-        for stale in (record._replace(token=1), record._replace(run="an earlier run")):
-            assert self.refused(self.storage.restart, new, stale)
-        assert self.ask(self.storage.read, "one") == record
-        assert len(self.all_results(record)) == record.step
-        self.ask(self.storage.restart, new, record)
-        assert self.ask(self.storage.read, "one") == new
-        assert self.ask(self.storage.results, new, 0, 9) == self.ask(self.storage.results, record, 0, 9) == []
-        assert self.refused(self.storage.restart, new._replace(run="another one"), record)
-        held = new._replace(token=new.token + 1, lease=NOW + 60)
-        self.ask(self.storage.commit, held, new.token)
-        assert len(self.all_results(self.step(held))) == 1
+    def find(self, after: str = "", limit: int = 99, *only: Any) -> list[Record]:
+        """List records, without the store's own handles."""
+        return [record._replace(version=None) for record in self.ask(self.storage.find, after, limit, *only)]
+
+    def handles(self) -> list[Any]:
+        """Return two handles on the same data."""
+        return [self.storage, self.ask(self.another, self.storage)]
 
 
-class FindTests(RecordSuite):
-    """Listing, in the order of ids."""
+class WriteTests(JournalSuite):
+    """Writing: if the stamp is right, and then all of it."""
 
-    def test_ids_come_in_order_page_by_page(self) -> None:
-        ids = ["-", "A", "Z", "a", "a.", "a1", "aa", "b", "~"]
-        records = {id: self.create(id) for id in (ids[::2] + ids[1::2])}
-        assert self.ask(self.storage.find, "", 99) == [records[id] for id in ids]
-        assert [record.id for record in self.ask(self.storage.find, "", 4)] == ids[:4]
-        assert [record.id for record in self.ask(self.storage.find, "a", 3)] == ids[4:7]
-        assert self.ask(self.storage.find, "~", 3) == []
+    writers = 32
+    """How many write at the same time."""
 
-    def test_only_what_is_wanted_is_found(self) -> None:
-        for number in range(12):
+    rounds = 10
+    """How often they do: fewer where each request takes its time."""
+
+    def test_a_record_and_its_entries_are_written_together(self) -> None:
+        begun = self.put(None, self.record(), entry(INPUT), entry(0))
+        assert self.read() == (begun, [entry(INPUT), entry(0)])
+        stored = self.put(begun, begun._replace(step=2, status="failed", due=None), entry(1), entry(-5))
+        assert self.read() == (stored, [entry(-5), entry(INPUT), entry(0), entry(1)])
+
+    def test_a_write_that_waits_for_no_disk_counts_too(self) -> None:
+        begun = self.put(None, self.record(), entry(0), flush=False)
+        stored = self.put(begun, begun._replace(step=2), entry(1), flush=False)
+        assert not self.write(begun, self.record(step=9), entry(2), flush=False)
+        assert self.read() == (stored, [entry(0), entry(1)])
+
+    def test_every_field_of_a_record_comes_back_exactly(self) -> None:
+        stored = None
+        for fields in _FIELDS:
+            stored = self.put(stored, (stored or self.record())._replace(**fields))
+            assert same(self.read()[0], stored), f"with {fields!r:.300}"
+            assert same(self.due(), [stored] if stored.due is not None else []), f"with {fields!r:.300}"
+            assert same(self.find(), [stored]), f"with {fields!r:.300}"
+        longest = self.put(None, self.record("-.:@_~" + "aZ09" * 48 + "--"))
+        assert self.read(longest.id) == (longest, [])
+
+    def test_without_the_right_stamp_nothing_is_written(self) -> None:
+        first = self.put(None, self.record(), entry(0))
+        stored = self.put(first, first._replace(step=1), entry(1))
+        foreign = self.put(None, self.record("foreign", due=None))
+        absent = self.record("absent")
+        entries = [entry(place, run=run, about='"new"') for place in (-3, 1, 2) for run in (RUN, LATER)]
+        for old in (None, first, stored._replace(stamp=nonce()), stored._replace(stamp=foreign.stamp), absent):
+            new = (old or stored)._replace(stamp=nonce(), step=9, status="failed", due=NOW - 9, workflow="other")
+            assert not self.write(old, new, *entries)
+            assert not self.write(old, new._replace(run=LATER), *entries)
+            assert old is None or not self.write(old, None)
+        assert (self.read(), self.read("absent")) == ((stored, [entry(0), entry(1)]), (None, []))
+        assert (self.find(), self.due()) == ([foreign, stored], [stored])
+        later, begun = self.put(stored, stored._replace(run=LATER)), self.put(None, absent)
+        assert (self.read(), self.read("absent")) == ((later, []), (begun, []))
+
+    def test_the_stamp_decides_whatever_the_version(self) -> None:
+        stored = begun = self.put(None, self.record())
+        version = self.ask(self.storage.read, "one")[0].version
+        for step, known in enumerate((version, None, version)):  # the right one, none, one of before
+            stored = self.put(stored._replace(version=known), stored._replace(version=known, step=step))
+        assert not self.write(begun._replace(version=self.ask(self.storage.read, "one")[0].version), None)
+        assert self.read() == (stored._replace(version=None), [])
+
+    def test_an_entry_replaces_only_that_of_its_run_place_and_part(self) -> None:
+        old = [entry(0), entry(0, 1), entry(0, 2), entry(1), entry(1, 1)]
+        begun = self.put(None, self.record(), *old)
+        replaced = entry(0, 1, about='"longer"', data=b"[1, 2]")
+        stored = self.put(begun, begun, replaced, entry(0, 2, LATER), entry(2, 0, LATER))
+        assert self.read() == (stored, [old[0], replaced, *old[2:]])
+
+    def test_a_run_is_written_ahead_and_takes_the_place_of_the_one_before(self) -> None:
+        old = [entry(place) for place in (-9, INPUT, 0, 1, 2)]
+        begun = self.put(None, self.record(step=3), *old)
+        ahead = self.put(begun, begun, entry(INPUT, run=LATER))
+        assert self.read() == (ahead, old)
+        later = self.put(ahead, ahead._replace(run=LATER, step=0), entry(-8, run=LATER))
+        assert self.read() == (later, [entry(-8, run=LATER), entry(INPUT, run=LATER)])
+        stored = self.put(later, later._replace(step=1), entry(0, run=LATER))
+        assert self.read() == (stored, [entry(place, run=LATER) for place in (-8, INPUT, 0)])
+
+    def test_of_what_was_removed_nothing_is_left(self) -> None:
+        entries = [entry(place, part, run) for place in (-4, INPUT, 0) for part in (0, 1) for run in (RUN, LATER)]
+        kept, removed = (self.put(None, self.record(id), *entries) for id in ("one:1", "one"))
+        for run in (RUN, LATER):
+            assert self.write(removed, None)
+            assert (self.read(), self.find(), self.due()) == ((None, []), [kept], [kept])
+            assert not self.write(removed, None)
+            assert not self.write(removed, self.record(), entry(0))
+            removed = self.put(None, self.record(run=run))
+            assert self.read() == (removed, [])
+        assert self.read("one:1") == (kept, entries[::2])
+
+    def test_making_the_tables_again_keeps_what_is_stored(self) -> None:
+        stored = self.put(None, self.record(), entry(0))
+        self.ask(self.storage.create_schema)
+        assert self.read() == (stored, [entry(0)])
+
+    def test_one_of_many_writers_wins(self) -> None:
+        handles, stored = self.handles(), None
+        for step in range(self.rounds):
+            # Where there is one, a third of them removes it; where there is none, all create it.
+            new = [None if stored and who % 3 == 0 else self.record(step=step) for who in range(self.writers)]
+            log = [[entry(0, about=str(who))] if record else [] for who, record in enumerate(new)]
+            writes = [partial(handles[who % 2].write, stored, new[who], log[who]) for who in range(self.writers)]
+            found = self.together(*writes)
+            assert Counter(map(repr, found)) == {"True": 1, "False": self.writers - 1}
+            stored = new[found.index(True)]
+            assert self.read() == (stored, log[found.index(True)])
+
+    def test_writers_at_once_lose_nothing_and_no_reader_finds_a_record_without_its_entries(self) -> None:
+        begun, handles, total = self.put(None, self.record()), self.handles(), 6 * self.rounds
+
+        async def count(who: int) -> None:
+            def append(record: Any, _: Any) -> Changed:
+                return record._replace(step=record.step + 1), [entry(record.step, about=str(who))]
+
+            known: Record | None = begun
+            for _ in range(self.rounds):
+                known = await _InThreads(handles[who % 2]).update("one", known, append)
+
+        async def watch() -> None:
+            record: Any = begun
+            for _ in range(50 * total):  # more than it takes, unless a writer has failed
+                start = max(0, record.step - MANY // 2)
+                record, page = await _InThreads(handles[1]).read("one", (start, 0), LAST)
+                places = [one.place for one in page]
+                assert places[:MANY] == list(range(start, record.step))[:MANY], f"at step {record.step}: {places}"
+                if record.step == total:
+                    break
+
+        assert self.together(watch, *(partial(count, who) for who in range(6))) == [None] * 7
+        log = self.read()[1]
+        assert [one.place for one in log] == list(range(total))
+        assert Counter(one.about for one in log) == {str(who): self.rounds for who in range(6)}
+
+
+class ReadTests(JournalSuite):
+    """Reading: pages in order, whole, and no older than their record."""
+
+    page_size: float = 2 << 20
+    """Bytes of data that a page has at most; where all is in memory anyway, it does not matter."""
+
+    def test_a_page_begins_at_its_start_and_ends_before_its_stop(self) -> None:
+        places = (-(2**31), -1_234_567_890, -2, INPUT, 0, 1, 9, 10, 11, 2**31 - 2)
+        log = [entry(place, part) for place in places for part in range(3 if place == 1 else 1)]
+        begun = self.put(None, self.record(), *log[::2])
+        stored = self.put(begun, begun, *log[1::2], entry(5, 0, LATER))
+        for start, stop in product([(5, 0), *(one[1:3] for one in log)], (*places, 5, LAST)):
+            wanted = [one for one in log if start <= one[1:3] and one.place < stop]
+            assert self.read("one", start, stop) == (stored, wanted)
+        assert self.ask(self.storage.read, "one")[1] == []
+        assert self.read("nobody") == (None, [])
+
+    def test_a_page_is_of_moderate_size(self) -> None:
+        for id, size, count, least in (("large", min(100_000, self.storage.part_size), 50, 1), ("small", 9, 300, MANY)):
+            entries = [entry(place, data=b"%9d" % place * (size // 9)) for place in range(count)]
+            self.begin(id, entries)
+            page = self.ask(self.storage.read, id, (0, 0), LAST)[1]
+            assert len(page) >= least
+            assert sum(len(one.data) for one in page) <= self.page_size
+            assert same(self.read(id)[1], entries)
+
+    def test_every_entry_comes_back_exactly(self) -> None:
+        entries = [entry(n, 0, RUN, _ABOUT, data[: self.storage.part_size]) for n, data in enumerate(_DATA)]
+        self.begin("one", entries)
+        for wanted, found in zip(entries, self.read()[1], strict=True):
+            assert same(found, wanted)
+
+    def test_an_execution_is_begun_in_as_many_writes_as_it_takes(self) -> None:
+        size, most = min(self.storage.part_size, LARGE // 4), min(self.storage.write_size, LARGE)
+        entries = [entry(place, data=b"%4d" % place * (size // 4)) for place in range(-2, 2 * most // size)]
+        largest = self.put(None, self.record("largest"), *entries[: most // size])  # as much as one may have
+        stored = self.begin("one", entries)
+        assert same(self.read("largest"), (largest, entries[: most // size]))
+        assert same(self.read(), (stored, entries))
+        assert stored == self.record(stamp=stored.stamp)
+
+    def test_a_large_value_is_kept_in_parts(self) -> None:
+        large = [urandom(min(3 * self.storage.part_size + 1, LARGE) // 2).hex() for _ in range(2)]
+        for step, value in enumerate((large[0], "small", large[1])):
+            self.ask(self.storage.set_result, "one", step, value)
+        for first in (large[0], "shorter"):
+            for step, value in enumerate((first, "small", large[1])):
+                assert same(self.ask(self.storage.get_result, "one", step), value)
+            self.ask(self.storage.set_result, "one", 0, "shorter")
+        data = b"".join(one.data for one in self.read("one", (2, 0))[1])
+        assert same(data, self.storage.codec.dumps(large[1]))
+
+    def test_another_handle_sees_all_that_this_one_does(self) -> None:
+        handles, stored = self.handles(), None
+        for step in range(4):
+            new = self.put(stored, self.record(step=step), entry(step))
+            self.storage = handles[(step + 1) % 2]
+            assert self.read() == (new, [entry(place) for place in range(step + 1)])
+            assert (self.find(), self.due()) == ([new], [new])
+            assert not self.write(stored, self.record(step=9), entry(step))
+            stored = new
+
+
+class ListTests(JournalSuite):
+    """Listing: what is due, and what there is."""
+
+    def test_what_is_due_comes_by_time(self) -> None:
+        times = {"d": NOW, "a": NOW + 0.5, "c": NOW - 5, "b": 0.0, "e": None, "f": NOW + 900}
+        made = {id: self.put(None, self.record(id, due=due), entry(0)) for id, due in times.items()}
+        order = [made[id] for id in "bcdaf"]
+        assert self.due() == order
+        for count, last in enumerate(order):
+            assert self.due(limit=count + 1) == self.due(last.due or 0) == order[: count + 1]
+            assert self.due((last.due or 0) - 3e-7) == order[:count]  # about the last bit of a time
+
+    def test_ids_come_in_the_order_of_their_bytes(self) -> None:
+        made = {id: self.put(None, self.record(id), entry(0)) for id in (_IDS[::2] + _IDS[1::2])}
+        for after, limit in product(("", "A-", *_IDS), (1, 4, 99)):
+            assert self.find(after, limit) == [made[id] for id in _IDS if id > after][:limit]
+
+    def test_only_what_is_asked_for_is_found(self) -> None:
+        for number in range(16):
             fields = {"status": ("running", "failed")[number % 2], "workflow": "uvw"[number % 3]}
-            self.create(f"id-{number:02}", **fields)
-        find = partial(self.storage.find, "id-02", 2)
-        assert [record.id for record in self.ask(find, "failed")] == ["id-03", "id-05"]
-        assert [record.id for record in self.ask(find, None, "v")] == ["id-04", "id-07"]
-        assert [record.id for record in self.ask(find, "failed", "v")] == ["id-07"]
-        assert self.ask(find, "stuck") == self.ask(find, None, "x") == []
+            self.put(None, self.record(f"id-{number:02}", **fields, changed=NOW + number % 5))
+        befores = (None, NOW + 2, nextafter(NOW + 2, -inf))
+        for status, workflow, before in product((None, "failed", "stuck"), (None, "v", ""), befores):
+            wanted = [one for one in self.find() if status in {None, one.status} and workflow in {None, one.workflow}]
+            wanted = [one for one in wanted if before is None or one.changed <= before]
+            assert self.find("", 99, status, workflow, before) == wanted
+            assert self.find("id-03", 2, status, workflow, before) == [one for one in wanted if one.id > "id-03"][:2]
+
+    def test_lists_follow_every_write(self) -> None:
+        stored = None
+        for fields in ({"status": "failed", "due": None}, {"workflow": "v"}, {"due": NOW - 9}, {"changed": NOW + 9}):
+            stored = self.put(stored, (stored or self.record())._replace(**fields))
+            for before, status, workflow in product((NOW, NOW + 9), ("running", "failed"), ("workflow", "v")):
+                is_it = (status, workflow) == (stored.status, stored.workflow) and stored.changed <= before
+                assert self.find("", 9, status, workflow, before) == [stored] * is_it
+            assert self.due(NOW) == [stored] * (stored.due is not None)
 
 
-class DueTests(RecordSuite):
-    """What the sweep should ring."""
-
-    def test_the_earliest_come_first_and_only_those_whose_time_has_come(self) -> None:
-        self.create("waiting", lease=0.0, due=NOW + 20)
-        self.create("held", lease=NOW + 10, due=NOW - 100)
-        self.create("parked", lease=0.0, due=None, status="failed")
-        self.create("late", lease=0.0, due=NOW - 5)
-        self.create("abandoned while parked", lease=NOW + 15, due=None)
-
-        def due(now: float, limit: int = 10) -> list[str]:
-            return [record.id for record in self.ask(self.storage.due, now, limit)]
-
-        assert due(NOW - 6) == []
-        assert due(NOW - 5) == ["late"]
-        assert sorted(due(NOW + 10)) == ["held", "late"]
-        assert sorted(due(NOW + 99)) == ["abandoned while parked", "held", "late", "waiting"]
-        assert len(due(NOW + 99, 3)) == 3
-
-    def test_records_come_whole(self) -> None:
-        record = self.create(lease=0.0, due=NOW)
-        assert self.ask(self.storage.due, NOW, 1) == [record]
-
-    def test_a_commit_moves_the_time(self) -> None:
-        record = self.create(lease=0.0, due=NOW)
-        moved = record._replace(token=record.token + 1, due=NOW + 30)
-        self.ask(self.storage.commit, moved, record.token)
-        assert self.ask(self.storage.due, NOW + 29, 5) == []
-        assert self.ask(self.storage.due, NOW + 30, 5) == [moved]
-
-
-class RemoveTests(RecordSuite):
-    """Removing an execution with all its results."""
-
-    def test_an_unknown_id_is_no_error(self) -> None:
-        self.ask(self.storage.remove, "nobody")
-
-    def test_only_the_holder_may_remove(self) -> None:
-        record = self.step(self.create())
-        for stale in (record._replace(token=record.token - 1), record._replace(run="an earlier run")):
-            assert self.refused(self.storage.remove, "one", stale)
-        assert self.ask(self.storage.read, "one") == record
-        self.ask(self.storage.remove, "one", record)
-        assert self.ask(self.storage.read, "one") is None
-        assert self.refused(self.storage.remove, "one", record)
-
-    def test_nothing_of_a_removed_run_is_seen_by_the_next(self) -> None:
-        first = self.step(self.step(self.create(run="first")))
-        self.ask(self.storage.remove, "one")
-        second = self.create(run="second")
-        assert self.ask(self.storage.results, second, 0, 1) == []
-        assert self.ask(self.storage.results, first, 0, 1) == []
-        assert self.refused(self.storage.commit, first._replace(token=first.token + 1), first.token, Result(2))
-        assert self.ask(self.storage.due, NOW + 1000, 5) == [second]
-
-
-class ConcurrencyTests(RecordSuite):
-    """Two at once: one wins."""
-
-    def test_one_of_two_creates(self) -> None:
-        other = self.ask(self.another, self.storage)
-        for turn in range(TURNS):
-            wanted = [self.record(f"id-{turn}", run=run) for run in ("mine", "theirs")]
-            found = self.together(
-                partial(self.storage.claim, wanted[0], NOW, True), partial(other.claim, wanted[1], NOW, True)
-            )
-            assert sorted(taken for _, taken in found) == [False, True], found
-            assert len({record for record, _ in found}) == 1, found
-
-    def test_one_of_two_takes_the_lease(self) -> None:
-        other = self.ask(self.another, self.storage)
-        for turn in range(TURNS):
-            record = self.create(f"id-{turn}", lease=0.0)
-            found = self.together(
-                partial(self.storage.claim, record._replace(lease=NOW + 60), NOW, False),
-                partial(other.claim, record._replace(lease=NOW + 61), NOW, False),
-            )
-            assert sorted(taken for _, taken in found) == [False, True], found
-            assert {held.token for held, _ in found} == {record.token + 1}, found
-
-    def test_one_of_two_commits(self) -> None:
-        other = self.ask(self.another, self.storage)
-        record = self.create()
-        for turn in range(TURNS):
-            new = record._replace(token=record.token + 1, step=turn + 1, lease=(NOW + turn) * (turn % 2))
-            results = [Result(turn, who, data=f'"{who}"'.encode()) for who in ("mine", "theirs")]
-            found = self.together(
-                partial(self.storage.commit, new, record.token, results[0]),
-                partial(other.commit, new, record.token, results[1]),
-            )
-            assert sorted(type(outcome).__name__ for outcome in found) == ["Fenced", "NoneType"], found
-            winner = ("mine", "theirs")[found.index(None)]
-            assert self.ask(self.storage.results, new, turn, turn + 1)[0].asked == winner
-            record = new
-
-
-class CapabilityTests(
-    ClaimTests,
-    CommitTests,
-    ResultsTests,
-    AheadTests,
-    SignalTests,
-    DueTests,
-    FindTests,
-    RemoveTests,
-    ConcurrencyTests,
-):
-    """What a Journal must do beyond the five methods, each method by itself."""
-
-
-class JournalTests(StorageTests, CapabilityTests):
+class JournalTests(StorageTests, WriteTests, ReadTests, ListTests):
     """All that a Journal must do, its five methods included, and workflows run over it."""
 
     def test_a_workflow_survives_death_at_any_point_of_a_journal(self) -> None:
-        points = self.runner.run(count_crash_points(workflow, {"of": self.steps}, echo, self.storage))
+        points = self.runner.run(count_crash_points(ordinary, {"of": self.steps}, echo, self.storage))
         assert points > FEW_POINTS * self.steps / 3
 
     def test_every_request_survives_death_at_any_point(self) -> None:
         points = self.runner.run(count_crash_points(every_request, {"round": 1}, echo, self.storage, {"go": [None]}))
         assert points > FEW_POINTS
 
-    def test_it_is_a_journal(self) -> None:
-        assert isinstance(self.storage, Journal)
+
+class _InThreads(JournalAround):
+    """A Journal that makes each call in a thread, so that those of a plain one run at the same time, too."""
+
+    async def around(self, what: str, method: Callable[..., Maybe[T]], *arguments: Any, **options: Any) -> T:  # noqa: ARG002
+        return await settle(await asyncio.to_thread(method, *arguments, **options))

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tests.benchmarks import hop, kernel, memory, process, rounds, servers, store
+from tests.benchmarks import hop, kernel, memory, process, rounds, store
 from tests.benchmarks.table import Row, print_table
 
 BENCHMARKS = {
@@ -17,11 +17,6 @@ BENCHMARKS = {
     "invocations": store.invocations,
     "memory": memory.memory,
     "rounds": rounds.rounds,
-    "postgres": servers.postgres,
-    "redis": servers.redis,
-    "s3": servers.s3,
-    "dynamodb": servers.dynamodb,
-    "ten-million": servers.ten_million,
     "hop": hop.hop,
 }
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from functools import partial
 from http.client import HTTPConnection
-from pathlib import Path
 from time import time
 from typing import Any, Protocol
 
@@ -20,10 +20,9 @@ from sequential.http import HttpResume, asgi_app
 from sequential.http.asgi import App, Message, Receive, Send
 from sequential.http.callback import Callback
 from sequential.http.signing import Signer
-from sequential.storage import Record
+from sequential.record import Record
 from tests.benchmarks.store import RESULT
 from tests.benchmarks.table import Found, Row, directory, side_by_side
-from tests.servers.postgres import PostgresServer
 from tests.servers.web import Uvicorn
 
 SECRET = b"benchmark" * 4
@@ -54,31 +53,11 @@ def on_sqlite(connection: Any) -> Bare:
     return step
 
 
-def on_postgres(connection: Any) -> Bare:
-    """Return the step on PostgreSQL, the transaction being one statement."""
-    connection.execute("CREATE TABLE floor_steps (step integer PRIMARY KEY, data text)")
-    connection.execute("CREATE TABLE floor (step integer)")
-    connection.execute("INSERT INTO floor VALUES (0)")
-    sql = "WITH done AS (INSERT INTO floor_steps VALUES (%s, %s)) UPDATE floor SET step = %s"
-
-    def step() -> None:
-        (number,) = connection.execute("SELECT step FROM floor").fetchone()
-        connection.execute(sql, (number, json.dumps(RESULT), number + 1))
-
-    return step
-
-
 def bare_step(url: str) -> Bare:
     """Return the step by hand over a connection of its own to the store at `url`."""
-    if url.startswith("sqlite"):
-        import sqlite3
-
-        connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
-        connection.execute("PRAGMA journal_mode = WAL")
-        return on_sqlite(connection)
-    import psycopg
-
-    return on_postgres(psycopg.connect(url, autocommit=True))
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    return on_sqlite(connection)
 
 
 def workflow() -> Generator[Any, Any, Any]:
@@ -122,8 +101,10 @@ def records(url: str) -> Iterator[Record]:
         for _ in range(REPLAYED + 1):
             flow.execute_sync(workflow, "source")
         while True:
-            record = storage.read(flow.fork_sync("source", REPLAYED))
-            assert isinstance(record, Record)
+            found = storage.read(flow.fork_sync("source", REPLAYED))
+            assert isinstance(found, tuple)
+            record, _ = found
+            assert record is not None
             yield record
 
 
@@ -141,7 +122,7 @@ def measure(name: str, url: str) -> Iterator[Row]:
         def hop(kind: str, records: Iterator[Record]) -> None:
             record = next(records)
             callback = Callback(record.id, record.run, record.step, 1)
-            headers = Signer(SECRET).sign(callback.message_id, time(), callback.encode()).as_headers()
+            headers = Signer(SECRET).sign(callback.message_id, time(), callback.encode())
             post(f"/{kind}/resume/{record.id}", headers, callback.encode())
 
         ready = [iter([next(made) for _ in range(HOPS)]) for _ in range(2)]
@@ -153,11 +134,6 @@ def measure(name: str, url: str) -> Iterator[Row]:
 
 
 def hop() -> Found:
-    """A hop on SQLite and on PostgreSQL."""
-    with ExitStack() as stack:
-        folder: Path = stack.enter_context(directory())
-        database = stack.enter_context(PostgresServer.from_environment()).database()
-        with closing(stores.open(database)) as storage:
-            storage.create_schema()
-        rows = [*measure("SQLite", f"sqlite:///{folder}/flows.db"), *measure("PostgreSQL", database)]
-    return rows, []
+    """A hop on SQLite."""
+    with directory() as folder:
+        return [*measure("SQLite", f"sqlite:///{folder}/flows.db")], []

@@ -68,7 +68,7 @@ class Raw:
 def throughput() -> Found:
     """All steps in one invocation."""
     rows: list[Row] = []
-    levels: tuple[tuple[Literal["FULL", "NORMAL"], float], ...] = (("FULL", 0.8), ("NORMAL", 0.6))
+    levels: tuple[tuple[Literal["FULL", "NORMAL"], float], ...] = (("FULL", 0.75), ("NORMAL", 0.5))
     steps = 1000
     for synchronous, bound in levels:
         with directory() as path:
@@ -99,6 +99,7 @@ def invocations() -> Found:
     """One invocation per step, with a new executor each time."""
     rows: list[Row] = []
     times: dict[int, tuple[float, float]] = {}
+    bounds = {300: 2.0, 1000: 2.5}
     for steps, rounds in ((300, 25), (1000, 9), (3000, 1)):
         with directory() as path:
             raw, ids = Raw(path / "raw.db", "FULL"), (f"id-{number}" for number in count())
@@ -123,7 +124,7 @@ def invocations() -> Found:
             storage.close()
             raw.connection.close()
         what = "raw sqlite3: read and decode in one query, then one transaction, per step"
-        rows.append(Row(f"{steps} invocations of one step", "s", ours, floor, what, 2.0 if steps <= 1000 else None))
+        rows.append(Row(f"{steps} invocations of one step", "s", ours, floor, what, bounds.get(steps)))
     ours, raw_loop = (math.log(times[3000][which] / times[1000][which]) / math.log(3) for which in (0, 1))
     read = math.log((3000 * 3001) / (1000 * 1001)) / math.log(3)
     what = "the exponent of the bytes that must be read: each invocation reads what all before it have written"

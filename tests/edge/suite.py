@@ -12,10 +12,10 @@ from functools import partial
 from importlib import import_module
 from tempfile import mkdtemp
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 from sequential import EventLoopNeeded, FlowExecutor, Paused, save, sleep, tool, wait
-from sequential.storage import Journal
+from sequential.journal import Journal
 from sequential.stores.memory import MemoryStorage
 from sequential.stores.sqlite import SQLiteStorage
 from sequential.testing import FakeClock
@@ -51,6 +51,8 @@ def _run(main: Coroutine[Any, Any, Any]) -> Any:
 def run_pytest(options: list[str]) -> int:
     """Run tests that need no JavaScript, and return pytest's exit code."""
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    # It is compiled, and not for this: a test of a property is none here.
+    sys.modules["hypothesis"] = MagicMock(given=lambda *_, **__: lambda _: None, settings=lambda **_: lambda test: test)
     import pytest
 
     own = partial(asyncio.Runner, loop_factory=_Loop)
@@ -98,12 +100,12 @@ async def _travel(storage: Journal) -> list[Any]:
         flow.execute_sync(journey, "blocking", {"milliseconds": 1})
     except EventLoopNeeded:
         await flow.delete("blocking")
-    id = await flow.start(journey, {"milliseconds": 3})
+    id = await flow.start(journey, input={"milliseconds": 3})
     paused: list[str] = []
     while isinstance(outcome := await flow.resume(await rung.get()), Paused):
         paused.append(outcome.reason)
         if outcome.reason in {"sleep", "wait"}:
-            if (status := await flow.status(id)) and status.waits == "word":
+            if (status := await flow.status(id)) and status.waits == ("word",):
                 await flow.signal(id, "word", "yes")
             else:
                 clock.advance(61)

@@ -20,7 +20,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from contextvars import ContextVar
 from http.client import HTTPConnection
@@ -29,10 +29,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sequential import Event, FlowExecutor, current, stores
+from sequential.blocking import Maybe
 from sequential.http import HttpResume, asgi_app, wsgi_app
 from sequential.http.asgi import App, Message, Receive, Send
 from sequential.http.wsgi import Environ, StartResponse
-from sequential.storage import Maybe, then
 from sequential.sweeper import sweep_forever
 from tests.servers.processes import _die_with_parent
 from tests.servers.web import Clock
@@ -119,15 +119,21 @@ def listens(url: str) -> bool:
 
 
 def resume(id: str) -> Maybe[int | bool | None]:
-    def rung(answer: int | bool | None) -> int | bool | None:
-        strike("after", id)
-        return answer
-
     strike("before", id)
     *others, url = random.sample(list(_rings), len(_rings))
     if others and not listens(url):
         url = others[0]
-    return then(_rings[url](id), rung)
+    answer = _rings[url](id)
+    if isinstance(answer, Awaitable):
+        return resume_later(id, answer)
+    strike("after", id)
+    return answer
+
+
+async def resume_later(id: str, ringing: Awaitable[int | bool | None]) -> int | bool | None:
+    answer = await ringing
+    strike("after", id)
+    return answer
 
 
 def strike(when: str, id: str) -> None:
@@ -144,7 +150,7 @@ def executor(call: Callable[..., Any]) -> FlowExecutor:
         call=call,
         resume=resume,
         workflows=[workflow],
-        lease=float(_SETTINGS.get("TEST_LEASE", "120")),
+        lease=float(_SETTINGS.get("TEST_LEASE", "60")),
         retain=True,
         observe=note_event,
         clock=_CLOCK.now,

@@ -11,7 +11,7 @@ from sequential import FlowExecutor, tool
 from sequential.http import Request
 from sequential.http.callback import Callback
 from sequential.http.signing import Signer
-from sequential.storage import Record
+from sequential.record import Entry, Record, state_of
 from sequential.stores.memory import MemoryStorage
 
 SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -31,13 +31,13 @@ class Watched(MemoryStorage):
         super().__init__()
         self.asked = 0
 
-    def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
+    def read(self, id: str, start: tuple[int, int] = (0, 0), stop: int = 0) -> tuple[Record | None, list[Entry]]:
         self.asked += 1
-        return super().claim(wanted, now, create)
+        return super().read(id, start, stop)
 
-    def read(self, id: str) -> Record | None:
+    def write(self, *arguments: Any, **options: Any) -> bool:
         self.asked += 1
-        return super().read(id)
+        return super().write(*arguments, **options)
 
 
 class World:
@@ -65,9 +65,17 @@ class World:
         return self.record(id)
 
     def record(self, id: str = "exec-1") -> Record:
-        record = MemoryStorage.read(self.storage, id)
+        record, _ = MemoryStorage.read(self.storage, id)
         assert record is not None
         return record
+
+    def put(self, **changes: Any) -> None:
+        """Change the record of exec-1."""
+        old = self.record()
+        assert MemoryStorage.write(self.storage, old, old._replace(stamp="changed", **changes))
+
+    def lease(self) -> float:
+        return state_of(self.record()).lease
 
 
 def callback_for(record: Record, hop: int = 1) -> Callback:
@@ -79,7 +87,7 @@ def request_for(
 ) -> Request:
     """The signed request that rings, or one that differs from it."""
     body = changed.pop("body", callback.encode())
-    headers = Signer(secret).sign(callback.message_id, time() if at is None else at, body).as_headers()
+    headers = Signer(secret).sign(callback.message_id, time() if at is None else at, body)
     request = Request("POST", path or f"/flows/resume/{callback.id}", headers, body)
     return request._replace(**changed)
 

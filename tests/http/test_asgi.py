@@ -16,6 +16,7 @@ from sequential import FlowExecutor
 from sequential.http import Request, asgi_app
 from sequential.http.asgi import App, Message
 from tests.http.support import SECRET, World, callback_for, request_for, three
+from tests.servers.processes import until
 
 
 def http(request: Request, **more: Any) -> Message:
@@ -182,11 +183,11 @@ def test_a_server_that_stops_gives_the_lease_back() -> None:
 
         serving = asyncio.create_task(asgi_app(flow, SECRET)(http(request), receive, send))
         await begun.wait()
-        assert world.record().lease
+        assert world.lease()
         assert not serving.done()
 
     asyncio.run(run())  # cancels what is left
-    assert (world.record().lease, world.called) == (0.0, [])
+    assert (world.lease(), world.called) == (0.0, [])
 
 
 def test_a_server_that_stops_before_the_answer_gives_the_lease_back() -> None:
@@ -200,14 +201,34 @@ def test_a_server_that_stops_before_the_answer_gives_the_lease_back() -> None:
             return {"type": "http.request", "body": request.body}
 
         async def send(message: Message) -> None:
-            assert world.record().lease
+            assert world.lease()
             raise KeyboardInterrupt
 
         await asgi_app(flow, SECRET)(http(request), receive, send)
 
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(run())
-    assert (world.record().lease, world.called) == (0.0, [])
+    assert (world.lease(), world.called) == (0.0, [])
+
+
+def test_a_step_in_a_thread_is_done_though_its_server_stops() -> None:
+    world, begun, stopped = World(), threading.Event(), threading.Event()
+
+    def during() -> None:
+        begun.set()
+        stopped.wait(20)
+
+    async def run() -> None:
+        world.during = during
+        request = request_for(callback_for(world.start()))
+        app = asgi_app(world.flow, SECRET, threads=True)
+        serving = asyncio.create_task(serve(app, http(request), chunks(request.body, 999)))
+        await asyncio.to_thread(begun.wait, 20)
+        assert not serving.done()
+
+    asyncio.run(run())
+    stopped.set()
+    until(lambda: world.record().step == 1 and not world.lease(), "the step is done")
 
 
 @pytest.mark.parametrize("threads", [False, True])

@@ -97,7 +97,7 @@ def test_a_ring_is_a_signed_post(peer: Callable[..., Peer], ring: Callable[[Http
     assert headers["host"] == there.url.removeprefix("http://")
     assert (headers["x-extra"], headers["content-type"]) == ("yes", "application/json")
     assert Signer(SECRET).check(headers, int(headers["webhook-timestamp"]), body) == "a:b@c~d:0"
-    assert json.loads(body) == {"id": "a:b@c~d", "hop": 1}
+    assert json.loads(body) == {"id": "a:b@c~d", "run": None, "step": 0, "hop": 1}
 
 
 def test_a_tool_that_rings_another_execution_rings_for_whichever_step_is_next(peer: Callable[..., Peer]) -> None:
@@ -108,7 +108,7 @@ def test_a_tool_that_rings_another_execution_rings_for_whichever_step_is_next(pe
     world.start()
     world.flow.resume_sync("exec-1")
     (request,) = there.requests
-    assert json.loads(request.partition(b"\r\n\r\n")[2]) == {"id": "exec-2", "hop": 1}
+    assert json.loads(request.partition(b"\r\n\r\n")[2]) == {"id": "exec-2", "run": None, "step": 0, "hop": 1}
 
 
 def test_an_ipv6_address_without_a_port_is_rung_at_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,11 +220,13 @@ def test_nobody_there_is_tried_twice_and_told(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_who_is_back_at_the_second_attempt_is_rung(peer: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch) -> None:
-    there, connect = peer(OK), socket.create_connection
+    there, connect, refused = peer(OK), socket.create_connection, list[Any]()
 
-    def refuse_once(*_: Any, **__: Any) -> socket.socket:
-        monkeypatch.setattr(socket, "create_connection", connect)
-        raise ConnectionRefusedError
+    def refuse_once(*address: Any, **options: Any) -> socket.socket:
+        if not refused:
+            refused.append(address)
+            raise ConnectionRefusedError
+        return connect(*address, **options)
 
     monkeypatch.setattr(socket, "create_connection", refuse_once)
     assert HttpResume(there.url, SECRET)("exec-1") == 200
@@ -249,7 +251,7 @@ def test_a_failed_ring_harms_no_flow_and_is_told(peer: Callable[..., Peer]) -> N
     world.flow.resume_sync("exec-1")
     failed = [event for event in told if event.kind == "ring failed"]
     assert [event.error.status for event in failed if isinstance(event.error, CallbackFailed)] == [508, 508]
-    assert (world.record().step, world.record().lease) == (1, 0.0)
+    assert (world.record().step, world.lease()) == (1, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -359,21 +361,20 @@ def test_a_client_of_ones_own(peer: Callable[..., Peer]) -> None:
     for request in there.requests:
         head, _, body = request.partition(b"\r\n\r\n")
         headers = dict(line.lower().split(": ", 1) for line in head.decode().split("\r\n")[1:])
-        signature = {name: headers[name] for name in ("webhook-id", "webhook-timestamp")}
-        signed = Signer(SECRET).sign(signature["webhook-id"], int(signature["webhook-timestamp"]), body)
-        assert headers["webhook-signature"] == signed.signature.lower()
+        signed = Signer(SECRET).sign(headers["webhook-id"], int(headers["webhook-timestamp"]), body)
+        assert headers["webhook-signature"] == signed["webhook-signature"].lower()
     assert HttpResume(there.url, SECRET, post=lambda *_: None)("exec-1") is None
     with pytest.raises(CallbackFailed, match="was answered with 429"):
         HttpResume(there.url, SECRET, post=lambda *_: 429)("exec-1")
 
 
 def test_two_secrets_ring_with_both() -> None:
-    sent: list[dict[str, str]] = []
-    hook = HttpResume("https://example.org", [SECRET, b"y" * 24], post=lambda _, headers, __: sent.append(headers))
+    sent: list[tuple[dict[str, str], bytes]] = []
+    hook = HttpResume("https://example.org", [SECRET, b"y" * 24], post=lambda _, *signed: sent.append(signed))
     hook("exec-1")
+    ((headers, body),) = sent
     for known in (SECRET, b"y" * 24):
-        now = int(sent[0]["webhook-timestamp"])
-        assert Signer(known).check(sent[0], now, b'{"id": "exec-1", "hop": 1}') == "exec-1:0"
+        assert Signer(known).check(headers, int(headers["webhook-timestamp"]), body) == "exec-1:0"
 
 
 def test_many_threads_ring_by_one_hook(peer: Callable[..., Peer]) -> None:

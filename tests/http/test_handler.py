@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from sequential import FlowExecutor, NotSupported, StorageError, tool
+from sequential import Damaged, FlowExecutor, NotSupported, StorageError, tool
 from sequential.http import Handler, HttpResume, Request, Response
 from sequential.http.callback import Callback
 from sequential.http.handler import Turn
-from sequential.storage import Record, Result
+from sequential.record import Entry, Record
 from sequential.stores.memory import MemoryStorage
 from sequential.testing import FakeClock
 from tests.http.support import OTHER_SECRET, SECRET, World, callback_for, mutated, request_for, stranger, three
@@ -72,7 +72,7 @@ def test_the_route_is_a_suffix(path: str) -> None:
     assert (response.status, world.called) == (200, [0])
 
 
-CALLBACK = Callback("exec-1", None, None, 1)
+CALLBACK = Callback("exec-1", hop=1)
 SIGNED = request_for(CALLBACK)
 REFUSED: list[tuple[Request, int, str]] = [
     (SIGNED._replace(path=""), 404, "answers POST .../resume/{id} alone"),
@@ -104,7 +104,7 @@ REFUSED: list[tuple[Request, int, str]] = [
     *(
         (request_for(CALLBACK, body=json.dumps({name: value}).encode()), 400, "not whole numbers from 0 on")
         for name in ("step", "hop")
-        for value in (-1, 0.5, "1", True, [1], 1 << 31, "", [], False, 0.0)
+        for value in (-1, 0.5, "1", True, [1], 1 << 31, "", [], False, 0.0, None)
     ),
 ]  # fmt: skip
 
@@ -112,12 +112,11 @@ REFUSED: list[tuple[Request, int, str]] = [
 @pytest.mark.parametrize(("request_", "status", "reason"), REFUSED)
 def test_what_is_refused_is_refused_before_the_store_is_asked(request_: Request, status: int, reason: str) -> None:
     world = World()
-    world.start()
-    asked = world.storage.asked
+    record, asked = world.start(), world.storage.asked
     response = Handler(world.flow, SECRET).handle_sync(request_)
     assert response.status == status
     assert reason in said(response)["error"]
-    assert (world.storage.asked, world.called, world.record().token) == (asked, [], 1)
+    assert (world.storage.asked, world.called, world.record()) == (asked, [], record)
     assert (response.headers.get("allow") == "POST") is (status == 405)
 
 
@@ -186,34 +185,64 @@ def test_a_callback_for_an_earlier_execution_of_the_same_id_is_stale() -> None:
     assert world.called == []
 
 
-def test_what_is_cancelled_is_stale_and_what_is_gone_is_unknown() -> None:
-    world = World(retain=False)
+STALE, UNKNOWN = (
+    (200, {"status": "stale", "id": "exec-1"}),
+    (404, {"error": "there is no such execution: it was never started, or has finished"}),
+)
+STANDING: dict[str, tuple[int, dict[str, str]]] = {
+    **dict.fromkeys(("failed", "diverged", "stuck", "finished", "cancelled"), STALE),
+    **dict.fromkeys(("making", "absent"), UNKNOWN),
+    **dict.fromkeys(("running", "sleeping", "waiting"), (200, {"status": "paused", "id": "exec-1", "reason": "tool"})),
+}
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("status", STANDING)
+def test_what_it_answers_for_each_status(status: str, bare: bool) -> None:
+    world = World()
+    record = world.start()
+    if status == "absent":
+        world.flow.delete_sync("exec-1")
+    else:
+        world.put(status=status)
+    response = Handler(world.flow, SECRET).handle_sync(
+        request_for(Callback("exec-1") if bare else callback_for(record))
+    )
+    assert (response.status, said(response)) == STANDING[status]
+    runs = status in {"running", "sleeping", "waiting"}
+    assert world.called == [0] * runs
+    if not runs and status != "absent":
+        assert world.record() == record._replace(status=status, stamp="changed")
+
+
+def test_what_is_being_cancelled_ends_so() -> None:
+    world = World()
     handler, record = Handler(world.flow, SECRET), world.start()
-    world.flow.cancel_sync("exec-1")
-    assert said(handler.handle_sync(request_for(callback_for(record))))["status"] == "stale"
-    world.flow.delete_sync("exec-1")
-    response = handler.handle_sync(request_for(callback_for(record)))
-    assert response.status == 404
-    assert "never started, or has finished" in said(response)["error"]
-
-
-def test_while_another_has_the_lease_it_says_when_to_ask_again() -> None:
-    world = World(lease=90.0)
-    handler, record = Handler(world.flow, SECRET), world.start()
-    inside: list[Response] = []
-    world.during = lambda: inside.append(handler.handle_sync(request_for(callback_for(record))))
-    assert handler.handle_sync(request_for(callback_for(record))).status == 200
-    assert (inside[0].status, world.called) == (409, [0])
-    assert 80 <= int(inside[0].headers["retry-after"]) <= 90
-
-
-def test_a_lease_without_an_end_is_asked_about_again_too() -> None:
-    world = World(lease=math.inf)
-    handler, record = Handler(world.flow, SECRET), world.start()
-    inside: list[Response] = []
-    world.during = lambda: inside.append(handler.handle_sync(request_for(callback_for(record))))
     handler.handle_sync(request_for(callback_for(record)))
-    assert (inside[0].status, inside[0].headers["retry-after"]) == (409, "3600")
+    world.flow.cancel_sync("exec-1")
+    assert world.record().status == "cancelling"
+    for status in ("cancelled", "stale"):
+        response = handler.handle_sync(request_for(callback_for(world.record())))
+        assert (response.status, said(response)) == (200, {"status": status, "id": "exec-1"})
+    assert world.called == [0]
+
+
+@pytest.mark.parametrize(("lease", "passed", "seconds"), [(90.0, 0, 135), (90.0, 100, 35), (math.inf, 0, 3600)])
+def test_while_another_has_the_lease_it_says_when_that_will_count_as_over(
+    lease: float, passed: float, seconds: int
+) -> None:
+    clock, inside = FakeClock(), list[Response]()
+    world = World(lease=lease, clock=clock)
+    handler, record = Handler(world.flow, SECRET), world.start()
+
+    def ring_again() -> None:
+        clock.advance(passed)
+        inside.append(handler.handle_sync(request_for(callback_for(record))))
+
+    world.during = ring_again
+    assert handler.handle_sync(request_for(callback_for(record))).status == 200
+    assert [(each.status, each.headers["retry-after"]) for each in inside] == [(409, str(seconds))]
+    assert world.called == [0]
 
 
 def test_a_lease_that_was_lost_meanwhile_is_as_if_another_had_it() -> None:
@@ -229,40 +258,48 @@ class Away(MemoryStorage):
 
     error: Exception | None = None
 
-    def claim(self, wanted: Record, now: float, create: bool) -> tuple[Record | None, bool]:
+    def read(self, id: str, start: tuple[int, int] = (0, 0), stop: int = 0) -> tuple[Record | None, list[Entry]]:
         if self.error:
             raise self.error
-        return super().claim(wanted, now, create)
+        return super().read(id, start, stop)
 
-    def commit(self, record: Record, token: int, result: Result | None = None, **signal: str | None) -> None:
+    def write(self, *arguments: Any, **options: Any) -> bool:
         if self.error:
             raise self.error
-        super().commit(record, token, result, **signal)
+        return super().write(*arguments, **options)
 
 
-@pytest.mark.parametrize("error", [StorageError("the server is away"), ConnectionResetError("a user's own store")])
-def test_when_the_store_is_away_nothing_is_lost(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    storage = Away()
-    flow = FlowExecutor(storage, call=lambda *_: None, workflows=[three])
-    flow.start_sync(three, id="exec-1")
-    storage.error = error
-    response = Handler(flow, SECRET).handle_sync(request_for(Callback("exec-1")))
-    assert (response.status, response.headers["retry-after"]) == (503, "30")
-    assert said(response) == {"error": "the store is away; nothing is lost"}
-    assert caplog.messages == ["the callback for execution 'exec-1' failed"]
-    storage.error = None
-    assert Handler(flow, SECRET).handle_sync(request_for(Callback("exec-1"))).status == 200
+AWAY = (503, {"error": "the store is away; nothing is lost"}, "30")
+FAILED = (500, {"error": "the execution has failed and keeps its state; the reason is in this service's log"}, None)
 
 
-def test_when_the_store_goes_away_in_between() -> None:
-    storage = Away()
+@pytest.mark.parametrize(
+    ("error", "at_first", "later"),
+    [
+        (StorageError("the server is away"), AWAY, AWAY),
+        (ConnectionResetError("a user's own store"), AWAY, FAILED),
+        (Damaged("exec-1", None), FAILED, FAILED),
+    ],
+)
+@pytest.mark.parametrize("in_between", [False, True])
+def test_when_the_store_is_away_nothing_is_lost(
+    error: Exception, at_first: Any, later: Any, in_between: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage, clock = Away(), FakeClock()
 
     def call(*_: Any) -> None:
-        storage.error = StorageError("the server is away")
+        storage.error = error if in_between else None
 
-    flow = FlowExecutor(storage, call=call, workflows=[three])
-    flow.start_sync(three, id="exec-1")
-    assert Handler(flow, SECRET).handle_sync(request_for(Callback("exec-1"))).status == 503
+    flow = FlowExecutor(storage, call=call, workflows=[three], clock=clock)
+    flow.start_sync(three, "exec-1")
+    storage.error = None if in_between else error
+    response = Handler(flow, SECRET).handle_sync(request_for(Callback("exec-1")))
+    found = response.status, said(response), response.headers.get("retry-after")
+    assert found == (later if in_between else at_first)
+    assert caplog.messages == ["the callback for execution 'exec-1' failed"]
+    storage.error, in_between = None, False
+    clock.advance(1000)  # beyond the lease, which could not be given back
+    assert Handler(flow, SECRET).handle_sync(request_for(Callback("exec-1"))).status == 200
 
 
 def test_an_error_of_the_workflow_is_logged_and_not_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -272,8 +309,10 @@ def test_an_error_of_the_workflow_is_logged_and_not_told(caplog: pytest.LogCaptu
 
     flow = FlowExecutor(MemoryStorage(), call=lambda *_: None, workflows=[failing], budget=math.inf)
     flow.start_sync(failing, id="exec-1")
-    response = Handler(flow, SECRET).handle_sync(request_for(Callback("exec-1")))
+    handler = Handler(flow, SECRET)
+    response = handler.handle_sync(request_for(Callback("exec-1")))
     assert response.status == 500
+    assert said(handler.handle_sync(request_for(Callback("exec-1"))))["status"] == "stale"
     assert "keeps its state" in said(response)["error"]
     assert b"1234" not in response.body
     status = flow.status_sync("exec-1")

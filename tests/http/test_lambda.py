@@ -128,19 +128,21 @@ def test_an_asynchronous_invocation_that_fails_is_tried_again(monkeypatch: pytes
 
     world = World(workflows=[fragile])
     handle = lambda_handler(world.flow, SECRET)
-    world.flow.start_sync(fragile, id="exec-1")
+    world.flow.start_sync(fragile, "exec-1")
     assert handle({"resume": "exec-1"}, Context()) == {"status": 200}
-    for _ in range(3):
-        with pytest.raises(RuntimeError, match="has failed and keeps its state") as raised:
-            handle({"resume": "exec-1"}, Context())
-        assert "secret" not in str(raised.value)
+    with pytest.raises(RuntimeError, match="has failed and keeps its state") as raised:
+        handle({"resume": "exec-1"}, Context())
+    assert "secret" not in str(raised.value)
     broken = False
+    assert handle({"resume": "exec-1"}, Context()) == {"status": 200}  # AWS tries again, and it is parked
+    assert world.record().status == "failed"
+    assert world.flow.ring_sync("exec-1")
 
     def away(*arguments: Any) -> Any:
         raise StorageError("the store is away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(world.storage, "claim", away)
+        patch.setattr(world.storage, "read", away)
         with pytest.raises(RuntimeError, match="nothing is lost"):
             handle({"resume": "exec-1"}, Context())
     assert handle({"resume": "exec-1"}, Context()) == {"status": 200}
@@ -203,7 +205,7 @@ def test_an_invocation_ends_a_margin_before_its_time_does(monkeypatch: pytest.Mo
     monkeypatch.setattr("sequential.context.time", clock)
     world = World(workflows=[many], budget=math.inf, clock=clock)
     world.during = lambda: clock.advance(7)
-    world.flow.start_sync(many, 20, "exec-1")
+    world.flow.start_sync(many, "exec-1", 20)
     handle, done = lambda_handler(world.flow, SECRET), list[int]()
     while world.record().status != "finished":
         context = Context(60, clock)
@@ -347,7 +349,7 @@ def deployed() -> Iterator[Deployed]:
 
 
 def test_aws_runs_an_execution_in_invocations_that_end_in_time(deployed: Deployed) -> None:
-    id, before = deployed.flow.start_sync(sleepy, 16), len(deployed.answers)
+    id, before = deployed.flow.start_sync(sleepy, input=16), len(deployed.answers)
     deployed.send({"resume": id})
     until(lambda: deployed.stands(id) == "finished" and deployed.is_idle(), "the execution is finished")
     assert deployed.flow.execute_sync(sleepy, id) == sum(number**2 for number in range(16))
@@ -375,17 +377,17 @@ def test_aws_kills_the_function_in_mid_step_and_sends_the_event_again(deployed: 
     assert [key.rpartition(":")[2] for key in (first, second, last)] == ["0", "1", "2"]
 
 
-def test_aws_tries_twice_more_what_fails(deployed: Deployed) -> None:
+def test_aws_tries_again_what_fails_and_finds_it_parked(deployed: Deployed) -> None:
     id, before = deployed.flow.start_sync(failing), len(deployed.answers)
-    with pytest.raises(FunctionFailed, match="RuntimeError"):
-        deployed.send({"resume": id}).outcome.result(20)
-    assert [answer.args[0] for answer in deployed.answers[before:]] == ["RuntimeError"] * 3
+    assert deployed.send({"resume": id}).outcome.result(20) == {"status": 200}
+    failure, answer = deployed.answers[before:]
+    assert (failure.args[0], answer) == ("RuntimeError", {"status": 200})
     assert len(deployed.calls(id)) == 1
     assert deployed.stands(id) == "failed"
 
 
 def test_aws_hands_over_requests_and_schedules(deployed: Deployed) -> None:
-    id = deployed.flow.start_sync(sleepy, 1)
+    id = deployed.flow.start_sync(sleepy, input=1)
     request = request_for(Callback(id))
     assert deployed.invoke(rest_api(request._replace(body=b"{}")))["statusCode"] == 401
     assert deployed.invoke(rest_api(request))["statusCode"] == 200

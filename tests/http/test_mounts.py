@@ -265,7 +265,7 @@ class Site:
 
     def ring(self, id: str, host: str, path: str) -> HTTPConnection:
         """Send the callback for an execution, and leave its answer to be read."""
-        record = self.storage.read(id)
+        record, _ = self.storage.read(id)
         assert record is not None
         request = request_for(callback_for(record))
         return self.send(host, "POST", path, request.headers, request.body)
@@ -384,7 +384,7 @@ def test_the_step_is_done_though_the_client_hangs_up(
     site: FindSite, server: str, host: str, prefix: str, when: str
 ) -> None:
     there = site(server, host)
-    id = there.flow.start_sync(patient, "let go")
+    id = there.flow.start_sync(patient, input="let go")
     path = f"{prefix}/resume/{id}"
     if when == "in mid-step":
         with closing(there.ring(id, host, path)) as connection:
@@ -404,7 +404,7 @@ def test_the_step_is_done_though_the_client_hangs_up_and_its_view_is_cancelled(
     site: FindSite, server: str, host: str
 ) -> None:
     there = site(server, host)
-    id = there.flow.start_sync(patient, "cancelled")
+    id = there.flow.start_sync(patient, input="cancelled")
     with closing(there.ring(id, host, f"/view/resume/{id}")):
         until(lambda: there.is_busy(id), "the step is begun")
     until(lambda: there.steps(id) == ["cancelled"], "the step is done")

@@ -70,7 +70,7 @@ def test_a_client_that_goes_away_keeps_nothing_from_being_done(parts: int) -> No
         next(iterator)
     close(answer)
     close(answer)
-    assert (world.called, world.record().step, world.record().lease) == ([0], 1, 0.0)
+    assert (world.called, world.record().step, world.lease()) == ([0], 1, 0.0)
 
 
 def test_a_middleware_that_raises_gives_the_lease_back() -> None:
@@ -82,7 +82,7 @@ def test_a_middleware_that_raises_gives_the_lease_back() -> None:
     for body in (request.body, b""):
         with pytest.raises(LookupError):
             app(environ_for(request._replace(body=body)), start)
-        assert (world.record().lease, world.called) == (0.0, [])
+        assert (world.lease(), world.called) == (0.0, [])
 
 
 def test_a_head_has_no_body() -> None:

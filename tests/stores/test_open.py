@@ -41,13 +41,13 @@ def test_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("url", ["", "flows.db", "mysql://host/database", "sqlite:/flows.db", "://x"])
 def test_a_url_of_no_store(url: str) -> None:
-    with pytest.raises(StorageError, match=r"there is no store for '.*': a URL begins with memory://, sqlite://, post"):
+    with pytest.raises(StorageError, match=r"there is no store for '.*': a URL begins with memory://, sqlite://$"):
         open_storage(url)
 
 
 def test_a_password_is_not_told() -> None:
-    with pytest.raises(StorageError, match=r"there is no store for 'postgresql\+psycopg://': a URL begins with"):
-        open_storage("postgresql+psycopg://user:secret@host/database")
+    with pytest.raises(StorageError, match=r"there is no store for 'mysql\+driver://': a URL begins with"):
+        open_storage("mysql+driver://user:secret@host/database")
 
 
 def test_options_that_a_store_does_not_know() -> None:
@@ -56,8 +56,7 @@ def test_options_that_a_store_does_not_know() -> None:
 
 
 def test_no_driver_is_imported_before_it_is_needed() -> None:
-    loaded = loaded_by("from sequential.stores import open; open('memory://')")
-    assert {"psycopg", "redis", "obstore", "boto3", "google", "sqlite3"} & loaded == set()
+    assert "sqlite3" not in loaded_by("from sequential.stores import open; open('memory://')")
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite://flows.db", "sqlite:///a.db?timeout=5"])
@@ -66,30 +65,7 @@ def test_sqlite_without_a_file(url: str) -> None:
         open_storage(url)
 
 
-@pytest.mark.parametrize("url", ["file://", "file:///", "file://relative"])
-def test_a_folder_that_is_none(url: str) -> None:
-    with pytest.raises(StorageError, match="names no folder: write file:///path/of/folder"):
-        open_storage(url)
-
-
-def test_a_folder_has_no_options_of_others(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="a folder has no option ttl: it has mkdir and automatic_cleanup"):
-        open_storage(f"file://{tmp_path}", ttl=3600)
-
-
-def test_a_bucket_that_is_none() -> None:
-    with pytest.raises(StorageError, match="'s3://' names no bucket: write s3://bucket/path"):
-        open_storage("s3://")
-    with pytest.raises(StorageError, match=r"object store: .*'foo' is not valid for store 'S3'"):
-        open_storage("s3://bucket", foo=1)
-
-
 def test_tables_are_asked_for_wherever_none_are_needed(tmp_path: Path) -> None:
-    memory = open_storage("memory://")
-    assert memory.create_schema() is None
-    assert memory.close() is None
-    inside = AsyncJournal(memory)
-    assert inside.create_schema() is None
-    assert inside.close() is None
-    file = open_storage(f"file://{tmp_path}")
-    assert file.create_schema() is None
+    for storage in (open_storage("memory://"), open_storage(f"sqlite:///{tmp_path}/flows.db"), AsyncJournal()):
+        assert storage.create_schema() is None
+        assert storage.close() is None
