@@ -318,7 +318,7 @@ class Invocation:
                 finally:
                     self._lease.let_go()
                 if call.outcome is not None and loop is None:
-                    await self._lease.hold_during(call.finish(call.outcome))
+                    await call.finish(self._lease.hold_during(call.outcome))
                 if call.outcome is None:
                     left -= 1
                     done = await self._commit(call, left == 0, deadline)
@@ -477,14 +477,12 @@ class Invocation:
         """Begin the next run in place of this one, and pause if the time is up."""
         setup, before, run = self._setup, self.record, records.nonce()
         data = await self._encode(input, f"the next input of execution {before.id!r}")
-        entries, copied = [Entry(run, INPUT, 0, ABOUT_INPUT, data)], list[Signal]()
-        while self.record.run == before.run:
-            for signal in records.state_of(self.record).signals:
-                if signal not in copied:
-                    about, box = await self._payload(signal)
-                    entries.append(Entry(run, signal.place, 0, about, box.pop()))
-                    copied.append(signal)
-            await self._write(records.begun_anew, run, copied, setup.version, entries=entries)
+        while self.record.run == before.run:  # another signal may come meanwhile
+            signals, entries = records.state_of(self.record).signals, [Entry(run, INPUT, 0, ABOUT_INPUT, data)]
+            for signal in signals:
+                about, box = await self._payload(signal)
+                entries.append(Entry(run, signal.place, 0, about, box.pop()))
+            await self._write(records.begun_anew, run, signals, setup.version, entries=entries)
         self._hold, self._left, self._performed = self._hold._replace(run=run), frozenset(), False
         self._tell("restarted", self.record)
         await self._replay()

@@ -254,7 +254,7 @@ def is_held(record: Record, now: float, is_dead: IsDead) -> bool:
 
 
 def is_new(record: Record | None, new: Record, patience: float) -> bool:
-    """Whether an execution is still to be created: there is none, or but parts of it, made by this or a dead process."""
+    """Whether an execution is still to be created: there is none, or but parts that this or a dead process has made."""
     if record is None:
         return True
     return record.status == "making" and (record.run == new.run or record.changed + 1.5 * patience <= new.changed)

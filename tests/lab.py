@@ -1,5 +1,8 @@
 """Executors over any kind of store, with one clock and one bell, asked in a blocking way."""
 
+# Loops here take at least one turn, and a `try` that is left has been entered.
+# pyright: reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import asyncio

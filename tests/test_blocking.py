@@ -18,6 +18,10 @@ def workflow() -> Generator[Any, Any, Any]:
     return (yield tool("api", "user", {"n": 1}))
 
 
+def several() -> Generator[Any, Any, Any]:
+    return (yield [tool("api", "user"), tool("api", "likes")])
+
+
 def test_every_public_method_has_a_twin_of_the_same_signature() -> None:
     methods = [name for name in vars(FlowExecutor) if not name.startswith("_") and not name.endswith("_sync")]
     assert methods == [
@@ -54,44 +58,52 @@ def test_an_async_storage_needs_an_event_loop(storage: type) -> None:
         FlowExecutor(storage(), call=echo).execute_sync(workflow, "a")
 
 
-def test_an_async_tool_needs_an_event_loop_and_is_not_recorded() -> None:
-    async def waits(category: str, name: str, input: Any) -> Any:
+async def waits(category: str, name: str, input: Any) -> Any:
+    await asyncio.sleep(0)
+
+
+async def sleeps(category: str, name: str, input: Any) -> Any:
+    await asyncio.sleep(0.01)
+
+
+async def guarded(category: str, name: str, input: Any) -> Any:
+    try:
         await asyncio.sleep(0)
+    except Exception as error:
+        raise ConnectionError("could not connect") from error
 
-    async def sleeps(category: str, name: str, input: Any) -> Any:
-        await asyncio.sleep(0.01)
 
-    async def breaks(category: str, name: str, input: Any) -> Any:
-        raise RuntimeError("of another kind")
+def looks_plain(category: str, name: str, input: Any) -> Any:
+    return waits(category, name, input)
 
+
+@pytest.mark.parametrize("call", [waits, guarded, looks_plain, sleeps])
+@pytest.mark.parametrize("asks", [workflow, several])
+def test_an_async_tool_needs_an_event_loop_and_is_not_recorded(call: Any, asks: Any) -> None:
+    storage = MemoryStorage()
+    with pytest.raises(EventLoopNeeded):
+        FlowExecutor(storage, call=call).execute_sync(asks, "a")
+    status = FlowExecutor(storage).status_sync("a")
+    assert status is not None
+    assert (status.step, status.busy) == (0, False)
+
+
+def test_an_async_tool_that_waits_for_nothing_needs_none() -> None:
     async def answers(category: str, name: str, input: Any) -> Any:
+        if name == "likes":
+            raise RuntimeError("of another kind")
         return "at once"
 
-    storage = MemoryStorage()
-
-    async def guarded(category: str, name: str, input: Any) -> Any:
-        try:
-            await asyncio.sleep(0)
-        except Exception as error:
-            raise ConnectionError("could not connect") from error
-
-    for call in (waits, sleeps, guarded):
-        with pytest.raises(EventLoopNeeded):
-            FlowExecutor(storage, call=call).execute_sync(workflow, "a")
-        status = FlowExecutor(storage).status_sync("a")
-        assert status is not None
-        assert (status.step, status.busy) == (0, False)
-    FlowExecutor(storage, call=breaks).execute_sync(workflow, "a")
-    assert FlowExecutor(storage).history_sync("a")[0]["result"] == {"__error": "of another kind"}
-    FlowExecutor(storage, call=answers).execute_sync(workflow, "b")
-    assert FlowExecutor(storage).execute_sync(workflow, "b") == "at once"
+    flow = FlowExecutor(MemoryStorage(), call=answers, budget=1e9)
+    assert flow.execute_sync(workflow, "a") == "at once"
+    assert flow.execute_sync(several, "b") == ["at once", {"__error": "of another kind"}]
 
 
 def test_a_hook_that_needs_a_loop_is_told_apart_from_one_that_fails() -> None:
     class Loopless(MemoryStorage):
         message = ""
 
-        def read(self, *_: Any) -> Any:
+        def read(self, *_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] - it is what a mistaken store does
             raise RuntimeError(self.message)
 
     storage = Loopless()
@@ -113,7 +125,7 @@ class _Waits:
 
 def test_a_coroutine_that_waits_again_is_given_up() -> None:
     class Stubborn(AsyncJournal):
-        async def read(self, *_: Any) -> Any:
+        async def read(self, *_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride] - it is what a mistaken store does
             await _Waits()
 
     with pytest.raises(EventLoopNeeded):

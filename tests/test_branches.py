@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sequential import Cancelled, InvalidYield, NotSupported, ToolError, again, save, sleep, tool, version, wait
-from sequential.branches import CANCEL, END, Branch, Branches, Raised, Returned
-from sequential.requests import Wait
+from sequential.branches import CANCEL, END, Branches, Raised, Returned
 
 Flow = Generator[Any, Any, Any]
 Block = list[tuple[Any, ...]]
@@ -41,12 +40,14 @@ def interpret(seen: Seen) -> Flow:
     return {"value": value, "after": len(seen.answers)}
 
 
-def run(block: Block, seen: Seen) -> Flow:
+def run(block: Block, seen: Seen) -> Flow:  # noqa: C901 - one case for each thing that a program does
     for what, *rest in block:
         last = seen.answers[-1] if seen.answers else None
         match what:
             case "list":
-                yield from ask([tool("api", kind, [i, last], once=kind == "once") for i, kind in enumerate(*rest)], seen)
+                yield from ask(
+                    [tool("api", kind, [i, last], once=kind == "once") for i, kind in enumerate(*rest)], seen
+                )
             case "version":
                 assert (yield version()) == VERSION
             case "if":
@@ -57,7 +58,7 @@ def run(block: Block, seen: Seen) -> Flow:
             case "try" | "undo":
                 try:
                     yield from run(rest[0], seen)
-                except (Exception if what == "try" else Cancelled) as error:
+                except Exception if what == "try" else Cancelled as error:  # noqa: B030 - it is one of two classes
                     seen.answers.append(f"caught {error}")
                     yield from run(rest[1], seen)
             case "return":
@@ -101,9 +102,7 @@ leaves = st.one_of(
 blocks = st.recursive(
     st.lists(leaves, min_size=1, max_size=3),
     lambda inner: st.lists(
-        leaves
-        | st.tuples(st.sampled_from(["if", "try", "undo"]), inner, inner)
-        | st.tuples(st.just("loop"), inner),
+        leaves | st.tuples(st.sampled_from(["if", "try", "undo"]), inner, inner) | st.tuples(st.just("loop"), inner),
         min_size=1,
         max_size=4,
     ),
@@ -153,7 +152,7 @@ class Trees(RuleBasedStateMachine):
         if tree.ended:
             self.begin(data.draw(blocks), data.draw(raising))
             return
-        may_be = [*tree.calls, *tree.rests] * 3
+        may_be: list[int | str] = [*tree.calls, *tree.rests] * 3
         may_be += [END] * len(may_be) if tree.decided else []
         may_be += [CANCEL] if (CANCEL,) not in self.log else []
         who = data.draw(st.sampled_from(may_be))
@@ -191,7 +190,7 @@ class Trees(RuleBasedStateMachine):
         for place, (who, *value) in enumerate(self.log, 1):
             about = f'{{"asked":"?","started":0.5,"ended":{place}.0}}'
             if value:
-                tree.answer(who, *value, about)
+                tree.answer(who, value[0], about)
             else:
                 tree.cancel(who, about)
         assert standing(tree, seen) == standing(self.tree, self.seen)
@@ -230,23 +229,19 @@ def test_requests_are_numbered_within_their_branch_and_branches_in_the_order_the
         yield wait("go")
 
     tree = begun(flow)
-    assert asked(tree) == [("0.0", "tool a.x")]
-    tree.answer(0, None, 1.0)
-    assert asked(tree) == [("1.0", "tool b.x"), ("2.0", "tool 'c.d'.x")]
-    tree.answer(2, None, 2.0)
-    assert asked(tree) == [("1.0", "tool b.x")]
-    assert tree.asking(2) is None
-    tree.answer(1, None, 3.0)
-    assert asked(tree) == [("3.0", "tool e.x"), ("4.0", "tool f.x")]
-    tree.answer(3, None, 4.0)
-    tree.answer(4, None, '{"asked":"x","started":1.0,"ended":5.0}')
-    assert asked(tree) == [("0.4", "wait go")]
-    branch = tree.asking(0)
-    assert isinstance(branch, Branch)
-    assert (branch.since, branch.asked.label, type(branch.asked)) == (5.0, "wait go", Wait)
-    tree.answer(0, "payload", 6.0)
-    assert isinstance(tree.ended, Returned)
-    assert tree.asking(0) is None
+    turns = [asked(tree)]
+    for number in (0, 2, 1, 3, 4):
+        tree.answer(number, None, '{"asked":"x","started":1.0,"ended":5.0}')
+        turns.append(asked(tree))
+    assert turns == [
+        [("0.0", "tool a.x")],
+        [("1.0", "tool b.x"), ("2.0", "tool 'c.d'.x")],
+        [("1.0", "tool b.x")],
+        [("3.0", "tool e.x"), ("4.0", "tool f.x")],
+        [("4.0", "tool f.x")],
+        [("0.4", "wait go")],
+    ]
+    assert [branch.since for branch in tree.rests.values()] == [5.0]
 
 
 def test_an_error_decides_a_list_and_later_ones_are_notes_on_it() -> None:
@@ -267,18 +262,6 @@ def test_an_error_decides_a_list_and_later_ones_are_notes_on_it() -> None:
     assert tree.ended.value == ("b.x failed: one", "b.x", ["and then d.x failed: two"])
 
 
-def test_an_error_is_an_answer_like_any_other_unless_errors_are_raised() -> None:
-    def flow() -> Flow:
-        return (yield [tool("a", "x"), tool("b", "x")])
-
-    tree = begun(flow)
-    tree.answer(1, {"__error": "one"}, 1.0)
-    assert tree.decided is None
-    tree.answer(2, 2, 2.0)
-    assert isinstance(tree.ended, Returned)
-    assert tree.ended.value == [{"__error": "one"}, 2]
-
-
 def test_a_cancellation_is_thrown_at_the_yield_and_undoing_may_take_steps() -> None:
     def flow() -> Flow:
         try:
@@ -293,7 +276,8 @@ def test_a_cancellation_is_thrown_at_the_yield_and_undoing_may_take_steps() -> N
     tree.answer(1, {"__error": "one"}, 1.0)
     assert tree.decided is not None
     tree.cancel(CANCEL, 2.0)
-    assert (asked(tree), tree.decided) == ([("0.1", "tool undo.x")], None)
+    assert asked(tree) == [("0.1", "tool undo.x")]
+    assert not tree.decided
     tree.answer(0, None, 3.0)
     assert isinstance(error_of(tree), Cancelled)
 
@@ -351,19 +335,6 @@ def test_what_five_methods_cannot_promise_is_refused_by_name(request_of: Any, wh
     assert isinstance(error, NotSupported)
     assert error.what == what
     assert asked(tree) == []
-
-
-def test_five_methods_carry_calls_lists_of_them_and_pauses() -> None:
-    def flow() -> Flow:
-        yield [tool("a", "x")]
-        yield save()
-        return {"__again": 1}
-
-    tree = begun(flow, version=None)
-    tree.answer(1, None, 1.0)
-    tree.answer(0, None, 2.0)
-    assert isinstance(tree.ended, Returned)
-    assert tree.ended.value == {"__again": 1}
 
 
 def test_a_request_that_is_returned_is_refused_and_so_is_what_is_asked_after_the_end() -> None:

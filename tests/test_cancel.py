@@ -1,5 +1,8 @@
 """Cancelling: what a workflow may still do, and what ends an execution at once."""
 
+# Loops here take at least one turn, and a `try` that is left has been entered.
+# pyright: reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import asyncio
@@ -152,6 +155,23 @@ def test_caught_it_is_undone_durably_by_further_steps(lab: Lab, input: str, dies
         "do 0 done", None, "undo 1 done", None, "undo 2 done", "undo 3 done", "yes", "undo 4 done",
     ]  # fmt: skip
     assert len(set(keys.values())) == len(keys)
+
+
+def test_what_could_not_be_undone_shows_in_the_status(lab: Lab) -> None:
+    def notes() -> Flow:
+        try:
+            yield save()
+        except Cancelled as cancelled:
+            cancelled.add_note("the flight is still booked")
+            cancelled.add_note("the car, too")
+            raise
+
+    flow = lab.flow(workflows=[notes])
+    flow.start(notes, "id")
+    flow.cancel("id")
+    assert flow.resume("id") is None
+    status = lab.status("id")
+    assert (status.status, status.error) == ("cancelled", "the flight is still booked; the car, too")
 
 
 def test_swallowed_the_workflow_goes_on_and_is_not_cancelled_again(lab: Lab) -> None:

@@ -96,7 +96,8 @@ def test_a_plain_storage_sees_raw_results_before_steps_and_nothing_else() -> Non
         ("set", "e", {"step": 3}),
         ("delete", "e"),
     ]
-    assert storage.states == storage.results == {}
+    assert not storage.states
+    assert not storage.results
 
 
 def test_a_journal_is_a_storage_of_five_methods_too(lab: Lab) -> None:

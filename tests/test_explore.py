@@ -77,6 +77,16 @@ def sends_queue(payload: Any) -> Callable[[FlowExecutor, str], Any]:
     return signal
 
 
+async def force(flow: FlowExecutor, id: str) -> bool:
+    """End it at once, whoever is at work."""
+    return await flow.cancel(id, force=True)
+
+
+def fails(_input: Any) -> Generator[Any, Any, Any]:
+    yield tool("t", "first", 1)
+    raise LookupError("as ever")
+
+
 SENT = ("signal", "go", "sent")
 LATER = {"go": "later"}
 
@@ -84,6 +94,11 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "steps": (steps, {"tasks": ["invoke", "invoke"]}),
     "steps, to the end": (steps, {"tasks": ["invoke", "invoke", "sweep"], "budget": math.inf, "preemptions": 1}),
     "steps, cancelled": (steps, {"tasks": ["invoke", "sweep", "cancel"], "budget": math.inf, "preemptions": 1}),
+    "steps, ended by force": (
+        steps,
+        {"tasks": ["invoke", force], "budget": math.inf, "preemptions": 1},
+    ),
+    "fails": (fails, {"tasks": ["invoke", "sweep"], "budget": math.inf, "preemptions": 1}),
     "once": (once, {"tasks": ["invoke", "invoke", "sweep"], "allowed": [INTERRUPTED]}),
     "together": (
         together,
@@ -151,6 +166,11 @@ def test_a_broken_promise_is_told_with_its_schedule() -> None:
     with pytest.raises(AssertionError, match="it came to") as raised:
         explore(steps, call=forgetful)
     assert "after this schedule: invoke begin, invoke read" in "".join(raised.value.__notes__)
+
+
+def test_a_workflow_that_never_ends_is_told() -> None:
+    with pytest.raises(AssertionError, match="it did not end within 60 undisturbed invocations"):
+        explore(queue, call=call)
 
 
 def test_what_is_no_task_is_refused() -> None:

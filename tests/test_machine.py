@@ -318,7 +318,7 @@ class Interruptible(JournalAround):
 
 
 class Schedule(RuleBasedStateMachine):
-    """Any number of executions and invocations of them, in any order."""
+    """One execution or two, and any number of invocations of them, in any order."""
 
     executions = Bundle("executions")
     invocations = Bundle("invocations")

@@ -6,6 +6,7 @@ import ast
 import importlib
 import json
 import os
+import pickle
 import pkgutil
 import subprocess
 import sys
@@ -61,6 +62,26 @@ def test_every_error_is_in_the_drawn_tree() -> None:
     assert set(own) - set(drawn) == {"SequentialError", "ToolError", "Cancelled"}
     assert set(own) <= set(sequential.__all__)
     assert not issubclass(errors.Cancelled, Exception)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        sequential.Damaged("id", 3),
+        sequential.Damaged("id", None),
+        sequential.Diverged("id", 3, "tool a.b", "save"),
+        sequential.Fenced("id"),
+        sequential.IdInUse("id", "input"),
+        sequential.NotInstalled("redis", "redis"),
+        sequential.ToolError("no seat left", "flight.book", (sequential.ToolError("no room"),)),
+    ],
+)
+def test_errors_survive_pickling(error: Exception) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (type(error), str(error))
+    assert {name: str(value) for name, value in vars(again).items()} == {
+        name: str(value) for name, value in vars(error).items()
+    }
 
 
 def test_importing_the_core_imports_nothing_heavy() -> None:

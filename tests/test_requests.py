@@ -841,7 +841,10 @@ def test_another_call_in_the_list_is_diverged_and_nothing_is_lost(lab: Lab) -> N
     right = [tool("api", name, {"of": name}) for name in "abc"]
     with pytest.raises(Dies):
         flow.execute(yields(right), "id")
-    for wrong, label in ((tool("api", "x"), "tool api.x (branch 2)"), (tool("api", "b"), "tool api.b with another input")):
+    for wrong, label in (
+        (tool("api", "x"), "tool api.x (branch 2)"),
+        (tool("api", "b"), "tool api.b with another input"),
+    ):
         with pytest.raises(Diverged) as caught:
             flow.execute(yields([right[0], wrong, right[2]]), "id")
         assert (caught.value.step, caught.value.recorded, caught.value.asked) == (1, "tool api.b", label)
@@ -862,7 +865,9 @@ def test_a_list_made_longer_that_fits_goes_on_and_one_that_does_not_keeps_what_i
     assert flow.execute(workflow, "id") == {"paused": "id", "step": 2}
     flow.execute(workflow, "id")
     names = "abcd"
-    with pytest.raises(Diverged, match=r"'tool api.charge' at step 3, but its workflow now asks for 'tool api.d .branch 4.'"):
+    with pytest.raises(
+        Diverged, match=r"'tool api.charge' at step 3, but its workflow now asks for 'tool api.d .branch 4.'"
+    ):
         flow.execute(workflow, "id")
     assert lab.status("id").step == 4
     names = "abc"

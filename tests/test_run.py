@@ -1,5 +1,8 @@
 """Beginning an execution: `start`, with an input of any size, and `run`, which goes on to the end."""
 
+# Loops here take at least one turn, and a `try` that is left has been entered.
+# pyright: reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import asyncio
@@ -99,6 +102,7 @@ def test_a_large_input_is_written_in_parts_and_counts_when_the_last_is_there(lab
         assert flow.status(id) is None
     assert dies_at > 10
     journal.left = -1
+    assert status is not None
     assert (status.status, status.input) == ("running", large)
     lab.clock.advance(90.0)  # it may have died with the lease
     assert lab.go_on(id, on=journal, call=call, workflows=[workflow]) == [large, large]

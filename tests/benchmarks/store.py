@@ -106,7 +106,7 @@ def invocations() -> Found:
             storage = SQLiteStorage(path / "ours.db")
 
             def run_ours(steps: int = steps, ids: Any = ids, storage: SQLiteStorage = storage) -> None:
-                id, outcome = next(ids), cast("Any", Paused("", 0, ""))
+                id, outcome = next(ids), cast("Any", Paused("", 0, "tool"))
                 while isinstance(outcome, Paused):
                     outcome = FlowExecutor(storage, call=call).execute_sync(workflow, id, steps)
 
