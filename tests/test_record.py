@@ -492,6 +492,7 @@ class Anything(RuleBasedStateMachine):
         assert after.status in core.STATUSES
         assert (after.id, after.workflow, new.errors, new.input) == ("id", "flow", old.errors, old.input)
         if (after.run, after.step) != (before.run, before.step):
+            assert by is not None
             assert by == self.holds[-1]
             assert core.is_holder(before, by)
             assert (after.run, after.step) in {(before.run, before.step + 1), (f"after {before.run}", 0)}
