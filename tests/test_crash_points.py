@@ -10,7 +10,19 @@ from typing import Any
 
 import pytest
 
-from sequential import FlowExecutor, Paused, ToolError, again, install, save, sleep, tool, version, wait
+from sequential import (
+    FlowExecutor,
+    HookNotConfigured,
+    Paused,
+    ToolError,
+    again,
+    install,
+    save,
+    sleep,
+    tool,
+    version,
+    wait,
+)
 from sequential.record import Entry, Record, state_of, state_text
 from sequential.stores.memory import MemoryStorage
 from sequential.stores.sqlite import SQLiteStorage
@@ -247,3 +259,8 @@ def test_signals_that_are_missing_or_too_many_are_told(signals: Any, text: str) 
 def test_what_cannot_perform_a_tool_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="call= must be a function, got"):
         crash_points(workflow, call=wrong)
+
+
+def test_a_hook_that_takes_something_else_is_told_at_once() -> None:
+    with pytest.raises(HookNotConfigured, match="is not to be called with a category, a name and an input"):
+        crash_points(workflow, {}, call=lambda: None)  # type: ignore[misc, arg-type]
