@@ -222,7 +222,7 @@ class FlowExecutor:
 
         Args:
             id: The execution's id.  Of an unknown one (it may have finished long ago) nothing is run.
-            parked: Whether to take up one that is records.parked, as `ring` does.
+            parked: Whether to take up one that is parked, as `ring` does.
 
         Returns:
             The workflow's value when it ends, `Paused`, or ``None`` when there is no such execution, or it was
@@ -241,7 +241,7 @@ class FlowExecutor:
         return await self._standing(record)
 
     async def ring(self, id: str) -> bool:
-        """Hand an execution over to the next invocation: make it due, take it up if it is records.parked, and ring.
+        """Hand an execution over to the next invocation: make it due, take it up if it is parked, and ring.
 
         Args:
             id: The execution's id.
@@ -328,11 +328,12 @@ class FlowExecutor:
         if not is_name(name):
             raise InvalidName(name)
         data = setup.encode(payload, f"the payload of signal {name!r}")
-        known, sent, now = await self._known(id), Signal(name, records.random_place(), records.nonce()), setup.clock()
+        known, nonce, now = await self._known(id), records.nonce(), setup.clock()
         kept = False
 
         def change(record: Record | None, since: Since) -> Changed:
             nonlocal kept
+            sent = Signal(name, records.free_place(record), nonce)
             kept, new = records.signalled(record, since, known, sent, now, queue)
             return new and (new, [Entry(new.run, sent.place, 0, '{"asked":"signal"}', data)])
 
@@ -426,7 +427,7 @@ class FlowExecutor:
         return await upkeep.sweep(self.setup, check_limit(limit))
 
     async def purge(self, older_than: float, *, waiting: bool = False) -> list[str]:
-        """Delete what has ended or was records.parked, and to which nothing has happened for a long time.
+        """Delete what has ended or was parked, and to which nothing has happened for a long time.
 
         Args:
             older_than: Seconds for which nothing must have happened.

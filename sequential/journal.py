@@ -271,13 +271,14 @@ class Log:
             return about, [data]
         try:
             (count, mark), about = decode_json(about[len(_PARTS) - 1 : (end := about.index("]") + 1)]), about[end + 1 :]
-        except ValueError:
+            parts = range(1, count)
+        except (ValueError, TypeError):
             return None
         pieces = [data]
-        while len(pieces) < count:
+        for part in parts:
             if not page:
-                await self._read(place, len(pieces))
-            if not page or page[-1][1:4] != (place, len(pieces), encode_json(mark)):
+                await self._read(place, part)
+            if not page or page[-1][1:4] != (place, part, encode_json(mark)):
                 return None
             pieces.append(page.pop().data)
         return f"{{{about}", [b"".join(pieces)]

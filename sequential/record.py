@@ -203,8 +203,16 @@ def nonce() -> str:
 
 
 def random_place() -> int:
-    """Return a place for the payload of a signal."""
-    return -2 - (int.from_bytes(urandom(4), "big") >> 1)
+    """Return a place for the payload of a signal, which fits into 32 bits."""
+    return INPUT - 1 - (int.from_bytes(urandom(4), "big") >> 2)
+
+
+def free_place(record: Record | None) -> int:
+    """Return a place where no payload is that was kept and not yet taken."""
+    taken = {signal.place for signal in state_of(record).signals} if record else ()
+    while (place := random_place()) in taken:
+        pass
+    return place
 
 
 def fresh_id() -> str:
@@ -470,7 +478,8 @@ def signalled(
         )
     record = _known(record, known.id)
     state = state_of(record)
-    if signal in state.signals or any(f'"signal":"{signal.nonce}"' in entry.about for entry in since or ()):
+    is_kept = any(kept.nonce == signal.nonce for kept in state.signals)
+    if is_kept or any(f'"signal":"{signal.nonce}"' in entry.about for entry in since or ()):
         return True, None
     if record.status in ENDED:
         raise AlreadyEnded(record.id, record.status)

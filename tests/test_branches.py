@@ -223,8 +223,7 @@ def test_requests_are_numbered_within_their_branch_and_branches_in_the_order_the
     def flow() -> Flow:
         yield tool("a", "x")
         yield [tool("b", "x"), tool("c.d", "x")]
-        assert (yield []) == []
-        yield version()
+        assert [(yield []), (yield version())] == [[], VERSION]
         yield (tool("e", "x"), {"__tool": ["f", "x", None]})
         yield wait("go")
 
@@ -269,6 +268,7 @@ def test_a_cancellation_is_thrown_at_the_yield_and_undoing_may_take_steps() -> N
         except Exception:  # a cancellation is none
             return "caught"
         except Cancelled:
+            assert [(yield version()), (yield [])] == [VERSION, []]
             yield tool("undo", "x")
             raise
 
@@ -276,7 +276,7 @@ def test_a_cancellation_is_thrown_at_the_yield_and_undoing_may_take_steps() -> N
     tree.answer(1, {"__error": "one"}, 1.0)
     assert tree.decided is not None
     tree.cancel(CANCEL, 2.0)
-    assert asked(tree) == [("0.1", "tool undo.x")]
+    assert asked(tree) == [("0.2", "tool undo.x")]
     assert not tree.decided
     tree.answer(0, None, 3.0)
     assert isinstance(error_of(tree), Cancelled)
@@ -347,6 +347,21 @@ def test_a_request_that_is_returned_is_refused_and_so_is_what_is_asked_after_the
     assert "write `return (yield ...)`" in str(error_of(tree))
     with pytest.raises(KeyError):
         tree.answer(0, None, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("does", "notes"), [(lambda: (yield from [tool("a", "x"), save()]), 1), (lambda: (yield save()).x, 0)]
+)
+def test_a_list_that_was_yielded_from_is_told_apart_from_a_mistake_of_the_workflow(
+    does: Callable[[], Flow], notes: int
+) -> None:
+    def flow() -> Flow:
+        yield from does()
+
+    tree = begun(flow)
+    tree.answer(0, 1, 1.0)
+    assert isinstance(error_of(tree), AttributeError)
+    assert ["yield [...]" in note for note in getattr(error_of(tree), "__notes__", [])] == [True] * notes
 
 
 @pytest.mark.parametrize("does", ["yields", "fails"])

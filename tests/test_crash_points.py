@@ -264,3 +264,17 @@ def test_what_cannot_perform_a_tool_is_refused(wrong: Any) -> None:
 def test_a_hook_that_takes_something_else_is_told_at_once() -> None:
     with pytest.raises(HookNotConfigured, match="is not to be called with a category, a name and an input"):
         crash_points(workflow, {}, call=lambda: None)  # type: ignore[misc, arg-type]
+
+
+def test_a_tool_that_raises_a_type_error_has_failed_like_any_other() -> None:
+    def call(category: str, name: str, input: Any) -> Any:
+        raise TypeError("not of this kind")
+
+    answers = []
+
+    def flow() -> Flow:
+        answers.append((yield tool("api", "x")))
+
+    assert crash_points(flow, call=call) > 10
+    assert {"__error": "not of this kind"} in answers
+    assert all(answer == answers[0] for answer in answers)

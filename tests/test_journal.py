@@ -279,6 +279,7 @@ DAMAGE = {
     "a part that says nothing": with_about("", 1, 1),
     "a first part that cannot be read": with_about('{"parts":[10,"x', 1, 0),
     "a first part that is no JSON": with_about('{"parts":[10,x],"by":"me"}', 1, 0),
+    "a first part without a number": with_about('{"parts":["10","x"],"by":"me"}', 1, 0),
 }
 
 

@@ -163,6 +163,17 @@ def test_claimed(before: Fields, given: Fields, expected: Expected) -> None:
     comes_to(expected, before, lambda record: core.claimed(record, YOU, NOW, is_dead, **rang))
 
 
+@table(
+    ("nothing", None, True),
+    ("its own first parts", {"status": "making", "run": "new"}, True),
+    ("another's first parts", {"status": "making", "changed": NOW - 89}, False),
+    ("another's first parts, left alone for half a lease more", {"status": "making", "changed": NOW - 90}, True),
+    *((status, {"status": status, "run": "new"}, False) for status in sorted(core.STATUSES - {"making"})),
+)
+def test_is_new(before: Fields | None, expected: bool) -> None:
+    assert core.is_new(None if before is None else held(**before), held(run="new", changed=NOW), 60.0) == expected
+
+
 STEP = {"step": 4, "changed": NOW}
 CLOSED = {**STEP, "waits": (), "closed": ("go",)}
 
@@ -339,6 +350,25 @@ def test_signalled(before: Fields | None, given: Fields, expected: tuple[bool | 
 
     comes_to(expected[1], before, change)
     assert is_kept == expected[0]
+
+
+def test_the_place_of_a_signal_fits_into_32_bits_and_is_below_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    for byte in (b"\0", b"\xff"):
+        monkeypatch.setattr(core, "urandom", byte.__mul__)
+        assert -(2**31) <= core.random_place() < core.INPUT
+
+
+def test_two_signals_are_never_kept_at_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flow() -> Any:
+        return [(yield wait("go")), (yield wait("stop"))]
+
+    places = iter([-7, -7, -8, -9])
+    monkeypatch.setattr(core, "random_place", lambda: next(places))
+    executor = FlowExecutor(MemoryStorage(), workflows=[flow], budget=60)
+    executor.start_sync(flow, "id")
+    assert executor.signal_sync("id", "go", 1)
+    assert executor.signal_sync("id", "stop", 2)
+    assert executor.resume_sync("id") == [1, 2]
 
 
 ENDED_NOW = {**VALUE, "error": "", "holder": "", "status": "cancelled"}
