@@ -1,15 +1,16 @@
 """A tool call in progress: it is only performed here, and written elsewhere."""
 
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 from . import hooks
 from .branches import Branch
-from .codec import Codec, as_bytes
+from .codec import as_bytes
 from .context import Current, being_called
 from .errors import HookNotConfigured, NotEncodable, SequentialError, UnknownTool, message_of
 from .requests import Tool
+from .setup import Setup
 
 INTERRUPTED = "interrupted"
 """What a call with ``once=True`` is answered with when it was started and nobody knows what became of it."""
@@ -32,31 +33,23 @@ class Call:
 
     Args:
         branch: Who asks for it.
+        beginning: How the entry begins that will answer it.
         current: What the tool may know about it.
-        codec: How its input and its result become bytes.
-        started: When it begins, in seconds since the epoch.
+        setup: What the executor was given.
 
     Raises:
         Unstorable: When the tool's input cannot be stored.
     """
 
-    def __init__(
-        self,
-        branch: Branch,
-        current: Current,
-        codec: Codec,
-        fingerprint: Callable[[Any], int | None],
-        started: float,
-    ) -> None:
+    def __init__(self, branch: Branch, beginning: str, current: Current, setup: Setup) -> None:
         request = branch.asked
         assert isinstance(request, Tool)
-        self.branch, self.request, self.started = branch, request, started
-        self._current, self._codec = current, codec
+        self.branch, self.beginning, self.request, self.started = branch, beginning, request, setup.clock()
+        self._current, self._codec = current, setup.journal.codec
         try:
-            self._input = as_bytes(codec, codec.dumps(request.input))
+            self._input = as_bytes(self._codec, self._codec.dumps(request.input))
         except Exception as refused:
             raise self._unstorable("input", refused) from refused
-        self.fingerprint = fingerprint(request.input)
         self.data = b""
         """What the codec has made of the result."""
         self.error: BaseException | None = None
@@ -66,21 +59,20 @@ class Call:
         self.is_begun = True
         """Whether something of it may have run."""
 
-    def begin(self, hook: hooks.Call) -> Awaitable[Any] | None:
-        """Call the hook, and return what it returned if that is to be awaited."""
+    def begin(self, hook: hooks.Call) -> None:
+        """Call the hook."""
         request, token = self.request, being_called.set(self._current)
         try:
             # A copy, as every workflow's values are: what a tool does to its input, no replay would do again.
-            outcome = hook(request.category, request.name, self._codec.loads(self._input))
-            if hasattr(outcome, "__await__"):
-                self.outcome = outcome
-                return self.outcome
+            box = [hook(request.category, request.name, self._codec.loads(self._input))]
+            if hasattr(box[0], "__await__"):
+                self.outcome = box[0]
+                return
         except BaseException as raised:
-            outcome = self._failed(raised, hook)
+            box = [self._failed(raised, hook)]
         finally:
             being_called.reset(token)
-        self._encode([outcome])
-        return None
+        self._encode(box)
 
     async def finish(self, outcome: Awaitable[Any]) -> None:
         """Await what the hook returned."""

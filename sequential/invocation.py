@@ -11,12 +11,13 @@ import sys
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any, NoReturn
 
 from . import hooks
 from . import record as records
 from .blocking import CannotWait, is_async, running_loop, settle
-from .branches import CANCEL, END, Branch, Branches, Raised, Returned
+from .branches import CANCEL, END, Branch, Branches, Raised
 from .calls import INTERRUPTED, Call, Unstorable
 from .codec import decode_json, encode_json
 from .context import Current, ends_at
@@ -131,18 +132,18 @@ class Invocation:
         self._setup, self._hold, self._workflow = setup, hold, workflow
         self._journal, self._tell = setup.journal, setup.observer.tell
         self._page, self._input = page, input
-        self.record = record
-        """The record as this invocation knows it."""
+        self.record, self._state = record, records.state_of(record)
+        """The record as this invocation knows it, and its state."""
         seconds = 0.0 if setup.is_five else setup.lease
         self._lease = Lease(self._renew, seconds, not is_async(setup.journal.write))
-        self._left = frozenset(records.state_of(record).once)
+        self._left = frozenset(self._state.once)
         """The ``once`` calls that an earlier invocation has begun, and that nobody knows the end of."""
         self._performed = False
         """Whether calls were performed."""
-        self._ended = list[Call]()
-        """Calls that have ended and are not yet committed."""
         self._spent: Reason = "tool"
         """Why it ends when its time is up."""
+        self._deadline = 0.0
+        """When that is, in seconds since the epoch."""
         self._tree = Branches("", None, False)
 
     async def run(self, budget: float) -> Any:
@@ -160,7 +161,8 @@ class Invocation:
         try:
             self._tell("claimed", self.record)
             self._spent = "budget" if budget else "tool"
-            return await self._go_on(min(self._setup.clock() + budget, ends_at.get()))
+            self._deadline = min(self._setup.clock() + budget, ends_at.get())
+            return await self._go_on()
         except GeneratorExit:
             raise  # nothing can be awaited any more; the lease will end by itself
         except BaseException as error:
@@ -171,84 +173,93 @@ class Invocation:
         finally:
             self._lease.end()
 
-    async def _go_on(self, deadline: float) -> Any:
+    async def _go_on(self) -> Any:
         """Answer what costs nothing, then perform what is asked for, and so on to the end or to a pause."""
         await self._replay()
         while True:
             tree, done = self._tree, None
             if isinstance(tree.ended, Raised):
                 return await self._fail(tree.ended.error)
-            if isinstance(tree.ended, Returned):
+            if tree.ended is not None:
                 if not isinstance(tree.ended.value, Anew):
                     return await self._finish(tree.ended.value)
-                done = await self._begin_anew(tree.ended.value["__again"], deadline)
-            elif records.state_of(self.record).cancel == "asked":
+                done = await self._begin_anew(tree.ended.value["__again"])
+            elif self._state.cancel == "asked":
                 await self._end(CANCEL, is_cancel=True)
             elif tree.decided is not None:
                 await self._end(END)
             elif not ((self._left or tree.rests) and await self._answer_free()):
-                if tree.calls and (not self._performed or self._setup.clock() < deadline):
-                    done = await self._perform(list(tree.calls.values()), deadline)
+                if tree.calls and not (self._performed and self._is_spent()):
+                    done = await self._perform(list(tree.calls.values()))
                 else:
                     done = await self._leave(self._spent if tree.calls else None)
             if done is not None:
                 return done
 
+    def _is_spent(self) -> bool:
+        return self._setup.clock() >= self._deadline
+
     # Replay.
 
     async def _replay(self) -> None:
         """Begin a fresh workflow, and send the log into it."""
-        setup, record, state = self._setup, self.record, records.state_of(self.record)
+        setup, record, state = self._setup, self.record, self._state
         log, self._page = Log(self._journal, record, self._page, record.step), []
         errors, version = (setup.errors, None) if setup.is_five else (state.errors, state.version)
-        self._tree = Branches(f"{record.id}:{record.run}", version, errors == "raise")
+        self._tree = tree = Branches(f"{record.id}:{record.run}", version, errors == "raise")
         box = [self._input] if setup.is_five and self._input is not None else (await log.take(INPUT))[1]
-        self._tree.begin(self._workflow, self._loaded(box, INPUT), state.started)
-        for place in range(record.step):
-            about, box = await log.take(place)
-            if isinstance(self._tree.ended, Raised) or (self._tree.ended and not about):
-                return
-            await self._answer_recorded(place, about, box)
+        tree.begin(self._workflow, self._loaded(box, INPUT), state.started)
+        try:
+            for place in range(record.step):
+                about, box = await log.take(place)
+                if isinstance(tree.ended, Raised) or (tree.ended and not about):
+                    return
+                self._answer_recorded(place, about, box)
+        except Diverged as error:
+            await self._park("diverged", error)
         self._tell("replayed", record, f"{record.step} steps")
 
-    async def _answer_recorded(self, place: int, about: str, box: list[bytes]) -> None:
-        """Give an entry of the log to the branch that asked, if that asks for the same now."""
+    def _answer_recorded(self, place: int, about: str, box: list[bytes]) -> None:
+        """Give an entry of the log to the branch that asked, if that asks for the same now.
+
+        Raises:
+            Diverged: When it does not.
+        """
         tree, number = self._tree, 0
         if not about:  # five methods do not know what was asked, nor by whom
             number = next(iter(tree.calls or tree.rests))
         elif about.startswith(_BRANCH):
-            number = int(about[len(_BRANCH) : about.index(",")])
-        for kind, fits in ((CANCEL, not tree.ended), (END, tree.decided is not None)):
-            if fits and about.startswith(f'{{"asked":"{kind}",'):
-                return tree.cancel(kind, about)
+            digits = about[len(_BRANCH) :].partition(",")[0]
+            number = int(digits) if digits.isdecimal() else -1
         branch = tree.asking(number)
-        if branch is None:
-            asking = next(iter((tree.calls or tree.rests).values()), None)
-            await self._diverge(place, about, _told(asking) if asking else getattr(tree.ended, "label", ""))
-        if about:
-            head = _head(number, branch.asked.beginning)
-            if not about.startswith(head):
-                await self._diverge(place, about, _told(branch))
-            if isinstance(branch.asked, Tool):
-                await self._compare_input(place, about, len(head), branch.asked)
+        if about and (branch is None or not about.startswith(self._beginning(branch))):
+            for kind, fits in ((CANCEL, not tree.ended), (END, tree.decided is not None)):
+                if fits and about.startswith(f'{{"asked":"{kind}",'):
+                    return tree.cancel(kind, about)
+            self._explain(place, about, branch)
         return tree.answer(number, self._loaded(box, place), about)
 
-    async def _compare_input(self, place: int, about: str, start: int, asked: Tool) -> None:
-        """Make sure that a tool is asked for with the input that was recorded, if that is known."""
-        fingerprint = self._setup.fingerprint(asked.input)
-        known = fingerprint is not None and not about.startswith(_fingerprint(None), start)
-        if known and not about.startswith(_fingerprint(fingerprint), start):
-            if self._setup.strict:
-                await self._diverge(place, about, f"{asked.label} with another input")
-            self._tell("input changed", self.record._replace(step=place), asked.label)
-
-    async def _diverge(self, place: int, about: str, asked: str) -> NoReturn:
-        """Park the execution, for it asks for something else than was recorded."""
+    def _explain(self, place: int, about: str, branch: Branch | None) -> None:
+        """Say in what an entry differs from what is asked for now."""
+        asking = branch or next(iter((self._tree.calls or self._tree.rests).values()), None)
+        asked = _told(asking) if asking else getattr(self._tree.ended, "label", "")
+        if branch is not None and about.startswith(_head(branch)):
+            if not self._setup.strict:
+                return self._tell("input changed", self.record._replace(step=place), branch.asked.label)
+            asked = f"{branch.asked.label} with another input"
         try:
             recorded = str(decode_json(about)["asked"])
         except (ValueError, TypeError, KeyError) as error:
             raise Damaged(self.record.id, place) from error
-        await self._park("diverged", Diverged(self.record.id, place, recorded, asked))
+        raise Diverged(self.record.id, place, recorded, asked)
+
+    def _beginning(self, branch: Branch) -> str:
+        """Return how the entry begins that answers a branch: who asked, for what, and with which input."""
+        asked = branch.asked
+        if not isinstance(asked, Tool):
+            return _head(branch)
+        told = self._setup.fingerprint(asked.input)
+        return f'{_head(branch)}"fingerprint":{"null" if told is None else told},'
 
     # What costs nothing.
 
@@ -256,16 +267,15 @@ class Invocation:
         """Answer one of those whose answer costs nothing, if there is one."""
         for branch in self._tree.calls.values() if self._left else ():
             if branch.mark in self._left:
-                assert isinstance(branch.asked, Tool)
-                rest = f'{_fingerprint(self._setup.fingerprint(branch.asked.input))}"error":"{INTERRUPTED}",'
-                await self._answer(branch, {"__error": INTERRUPTED}, rest, once=branch.mark)
+                await self._answer(branch, {"__error": INTERRUPTED}, f'"error":"{INTERRUPTED}",', once=branch.mark)
                 return True
-        for signal in records.state_of(self.record).signals:
+        for signal in self._state.signals:
             for branch in self._tree.rests.values():
                 if isinstance(branch.asked, Wait) and branch.asked.name == signal.name:
                     _, box = await self._payload(signal)
-                    about = self._about(branch, f'"signal":"{signal.nonce}",', branch.since)
-                    await self._append([branch], [self._entry(0, about, box.pop())], signal=signal.nonce)
+                    rest = f'"signal":"{signal.nonce}",'
+                    entries = [self._entry(0, self._beginning(branch), rest, branch.since, box.pop())]
+                    await self._append(branch, entries, signal=signal.nonce)
                     return True
         over = [(at, branch) for at, branch in self._timers() if at <= self._setup.clock()]
         if not over:
@@ -281,52 +291,50 @@ class Invocation:
         return await Log(self._journal, self.record, [], signal.place + 1).take(signal.place)
 
     async def _answer(self, branch: Branch, value: Any, rest: str, **what: Any) -> None:
-        entry = self._entry(0, self._about(branch, rest, branch.since), self._journal.codec.dumps(value))
-        await self._append([branch], [entry], **what)
+        data = self._journal.codec.dumps(value)
+        await self._append(branch, [self._entry(0, self._beginning(branch), rest, branch.since, data)], **what)
 
     async def _end(self, kind: str, **what: Any) -> None:
         """Append the entry that ends a decided list, or the whole workflow."""
-        now = self._setup.clock()
-        about = f'{{"asked":"{kind}","started":{now!r},"ended":{now!r}}}'
-        await self._append([], [self._entry(0, about, self._journal.codec.dumps(None))], kind, **what)
+        data = self._journal.codec.dumps(None)
+        entry = self._entry(0, f'{{"asked":"{kind}",', "", self._setup.clock(), data)
+        await self._write(records.answered, self._answers((), 1, **what), entries=[entry])
+        self._tell("committed", self.record, kind)
+        self._tree.cancel(kind, entry.about)
 
     # Calls.
 
-    async def _perform(self, branches: list[Branch], deadline: float) -> Paused | None:
+    async def _perform(self, branches: list[Branch]) -> Paused | None:
         """Perform calls, at the same time if the hook is ``async``, and commit each as it ends.
 
         Returns:
-            Why this invocation ends with the last of them, if the budget is spent.
+            Why this invocation ends with the last of them, if its time is up.
         """
-        setup, self._performed = self._setup, True
+        setup, tree, self._performed = self._setup, self._tree, True
         hook = hooks.find_call(branches[0].asked.label) if setup.call is None else setup.call
-        once = [branch.mark for branch in branches if branch.asked.once]  # type: ignore[union-attr]
-        closed = records.state_of(self.record).closed if self._tree.rests else ()
-        if once or (closed and any(name in closed for name in self._waits())):
+        once = [branch.mark for branch in branches if isinstance(branch.asked, Tool) and branch.asked.once]
+        if once or (tree.rests and not set(self._waits()).isdisjoint(self._state.closed)):
             await self._write(records.marked, once, self._waits())
         loop = running_loop() if len(branches) > 1 else None
-        calls, tasks, left, done = list[Call](), dict[Any, Call](), len(branches), None
+        calls, tasks, done = list[Call](), dict[Any, Call](), None
         try:
             for branch in branches:
-                if self._tree.decided is not None or records.state_of(self.record).cancel == "asked":
+                if tree.decided is not None or self._state.cancel == "asked":
                     break
-                call = Call(branch, self._current(branch), self._journal.codec, setup.fingerprint, setup.clock())
-                calls.append(call)
+                calls.append(call := Call(branch, self._beginning(branch), self._current(branch), setup))
                 self._lease.hold(hook)
                 try:
                     call.begin(hook)
                 finally:
                     self._lease.let_go()
-                if call.outcome is not None and loop is None:
+                if call.outcome is not None and loop is not None:
+                    tasks[loop.create_task(call.finish(call.outcome))] = call
+                    continue
+                if call.outcome is not None:
                     await call.finish(self._lease.hold_during(call.outcome))
-                if call.outcome is None:
-                    left -= 1
-                    done = await self._commit(call, left == 0, deadline)
-            if loop is not None:
-                tasks = {
-                    loop.create_task(call.finish(call.outcome)): call for call in calls if call.outcome is not None
-                }
-                done = await self._commit_as_they_end(tasks, deadline) or done
+                done = await self._commit(call, branch is branches[-1] and not tasks)
+            if tasks:
+                done = await self._commit_as_they_end(tasks)
         except BaseException as error:
             await self._abandon(calls, tasks, error)
             if isinstance(error, Unstorable):
@@ -334,7 +342,7 @@ class Invocation:
             raise
         return done
 
-    async def _commit_as_they_end(self, tasks: dict[Any, Call], deadline: float) -> Paused | None:
+    async def _commit_as_they_end(self, tasks: dict[Any, Call]) -> Paused | None:
         """Commit what tasks of the running loop come to; an error of ours is raised when all have ended."""
         bell, ended, done, failure = sys.modules["asyncio"].Event(), deque[Any](), None, None
 
@@ -342,19 +350,22 @@ class Invocation:
             ended.append(task)
             bell.set()
 
-        for task in tasks:
+        waiting = iter(tasks)
+        for task in islice(waiting, 1) if self._setup.is_five else waiting:  # five methods have but one order for them
             task.add_done_callback(ring)
         for left in reversed(range(len(tasks))):
             while not ended:
                 bell.clear()
                 await self._lease.hold_during(bell.wait())
             call = tasks[task := ended.popleft()]
+            for following in islice(waiting, 1):
+                following.add_done_callback(ring)
             try:
                 await task
             except (SequentialError, Unstorable) as error:
                 failure = failure or error
-                continue
-            done = await self._commit(call, left == 0 and failure is None, deadline)
+            if failure is None or not self._setup.is_five:
+                done = await self._commit(call, left == 0 and failure is None)
         if failure is not None:
             raise failure
         return done
@@ -377,52 +388,38 @@ class Invocation:
 
     # What is written.
 
-    async def _commit(self, call: Call, is_last: bool, deadline: float) -> Paused | None:
-        """Append what a call has come to, and pause if it is the last one and the budget is spent."""
-        self._ended.append(call)
-        if self._setup.is_five:
-            if not is_last:
-                return None  # five methods have but one order for them
-            self._ended.sort(key=lambda call: call.branch.number)
-        branches, entries, once = list[Branch](), list[Entry](), ""
-        for ended in self._ended:
-            rest = _fingerprint(ended.fingerprint)
-            if ended.error is not None:
-                rest += f'"error":{encode_json(type(ended.error).__name__)},'
-            if self._setup.observer.listens or ended.error is not None:
-                self._tell("called", self.record, ended.request.label, ended.error)
-                ended.error = None  # it holds the tool's frames, and by way of them this call
-            entries.append(self._entry(len(branches), self._about(ended.branch, rest, ended.started), ended.data))
-            branches.append(ended.branch)
-            ended.data = b""
-            once = ended.branch.mark if ended.request.once else once
-        self._ended.clear()
-        if is_last and self._setup.clock() >= deadline:
-            return await self._leave(self._spent, branches, entries, once=once)
-        await self._append(branches, entries, once=once)
+    async def _commit(self, call: Call, is_last: bool) -> Paused | None:
+        """Append what a call has come to, and pause if it is the last one and the time is up."""
+        branch, rest = call.branch, ""
+        if call.error is not None:
+            rest = f'"error":{encode_json(type(call.error).__name__)},'
+        if self._setup.observer.listens or call.error is not None:
+            self._tell("called", self.record, call.request.label, call.error)
+            call.error = None  # it holds the tool's frames, and by way of them this call
+        entries, call.data = [self._entry(0, call.beginning, rest, call.started, call.data)], b""
+        once = branch.mark if call.request.once else ""
+        if is_last and self._is_spent():
+            return await self._leave(self._spent, [branch], entries, once=once)
+        await self._append(branch, entries, once=once)
         return None
 
-    async def _append(self, branches: list[Branch], entries: list[Entry], kind: str = "", **what: Any) -> None:
-        """Append answers to the log, and move on those who asked."""
+    async def _append(self, branch: Branch, entries: list[Entry], **what: Any) -> None:
+        """Append an answer to the log, and move on who asked; the entry, alone in a list, is given up."""
         before = self.record
-        await self._write(records.answered, self._answers(branches, entries, **what), entries=entries)
+        await self._write(records.answered, self._answers([branch], 1, **what), entries=entries)
         if self.record.step == before.step:
             return  # a signal has come in place of the timeout
         if self._setup.observer.listens:
-            self._tell_committed(before, branches, kind)
-        if not branches:
-            self._tree.cancel(kind, entries[0].about)
-        entries.reverse()
-        for branch in branches:
-            about, box = entries[-1].about, [entries.pop().data]
-            self._tree.answer(branch.number, self._loaded(box, before.step), about)
+            self._tell("committed", self.record, branch.asked.label)
+        about, box = entries[0].about, [entries.pop().data]
+        self._tree.answer(branch.number, self._loaded(box, before.step), about)
 
-    def _answers(self, branches: Sequence[Branch], entries: list[Entry], **what: Any) -> Answers:
-        """Return what is appended to the log."""
-        step, waits = self.record.step + len(entries), self._waits()
-        if not waits:
+    def _answers(self, branches: Collection[Branch], count: int, **what: Any) -> Answers:
+        """Return what is appended to the log: answers to branches, or what ends them all."""
+        step, rests = self.record.step + count, self._tree.rests
+        if not rests:
             return Answers(step, **what)
-        ended = [branch.asked.name for branch in branches if isinstance(branch.asked, Wait)] if branches else waits
+        ended = [branch.asked.name for branch in branches or rests.values() if isinstance(branch.asked, Wait)]
         return Answers(step, self._waits(branches) if branches else (), ended, **what)
 
     async def _leave(
@@ -445,12 +442,12 @@ class Invocation:
         if reason is None:
             reason, data = "save", self._journal.codec.dumps(None)
             branches = [branch for branch in self._tree.rests.values() if isinstance(branch.asked, Save)]
-            entries = [self._entry(i, self._about(branch, "", now), data) for i, branch in enumerate(branches)]
+            entries = [self._entry(i, _head(branch), "", now, data) for i, branch in enumerate(branches)]
             if not branches:
                 waits, wakes = self._waits(), [at for at, _ in self._timers()]
                 status, reason = ("waiting", "wait") if waits else ("sleeping", "sleep")
                 due = min(wakes, default=None)
-        answers = self._answers(branches, entries, **what) if entries else None
+        answers = self._answers(branches, len(entries), **what) if entries else None
         failure = self._tree.close()
         if isinstance(failure, Exception):
             await self._write(records.parked, "failed", describe(failure), answers, entries=entries)
@@ -459,12 +456,10 @@ class Invocation:
         if records.is_holder(self.record, self._hold):
             await self._replay()
             return None
-        if (
-            records.state_of(self.record).holder != self._hold.holder
-        ):  # the answer was lost, and another has claimed it since
+        if self._state.holder != self._hold.holder:  # the answer was lost, and another has claimed it since
             return Paused(before.id, self.record.step - 1, "busy")
-        if branches and self._setup.observer.listens:
-            self._tell_committed(before, branches, "")
+        for step, branch in enumerate(branches, before.step + 1):
+            self._tell("committed", self.record._replace(step=step), branch.asked.label)
         if failure is not None:
             self._tell(self.record.status, self.record, error=failure)
             raise failure
@@ -473,12 +468,12 @@ class Invocation:
             await self._setup.ring(self.record)
         return Paused(before.id, self.record.step - 1, reason)
 
-    async def _begin_anew(self, input: Any, deadline: float) -> Paused | None:
+    async def _begin_anew(self, input: Any) -> Paused | None:
         """Begin the next run in place of this one, and pause if the time is up."""
         setup, before, run = self._setup, self.record, records.nonce()
         data = await self._encode(input, f"the next input of execution {before.id!r}")
         while self.record.run == before.run:  # another signal may come meanwhile
-            signals, entries = records.state_of(self.record).signals, [Entry(run, INPUT, 0, ABOUT_INPUT, data)]
+            signals, entries = self._state.signals, [Entry(run, INPUT, 0, ABOUT_INPUT, data)]
             for signal in signals:
                 about, box = await self._payload(signal)
                 entries.append(Entry(run, signal.place, 0, about, box.pop()))
@@ -486,7 +481,7 @@ class Invocation:
         self._hold, self._left, self._performed = self._hold._replace(run=run), frozenset(), False
         self._tell("restarted", self.record)
         await self._replay()
-        return None if setup.clock() < deadline else await self._leave("budget")
+        return await self._leave("budget") if self._is_spent() else None
 
     async def _finish(self, value: Any) -> Any:
         """Delete the execution, or keep it with its value, and return the value."""
@@ -561,6 +556,7 @@ class Invocation:
 
         record = await self._journal.update(hold.id, self.record, changed, flush=flush)
         self.record = record or self.record._replace(state=records.state_text(State()))  # it is gone
+        self._state = records.state_of(self.record)
 
     def _loaded(self, box: list[bytes], place: int) -> Any:
         """Decode a value, which is given up at that."""
@@ -573,17 +569,13 @@ class Invocation:
 
     def _current(self, branch: Branch) -> Current:
         """Return what a tool may know about a call."""
-        id, run, _, step, *_ = self.record
+        id, run, step = self.record.id, self.record.run, self.record.step
         return Current(id, run, step, f"{id}:{run}:{branch.mark if branch.number else branch.count}")
 
-    def _entry(self, index: int, about: str, data: bytes) -> Entry:
+    def _entry(self, index: int, beginning: str, rest: str, started: float, data: bytes) -> Entry:
         """Return an entry of the log, one of several to be appended."""
+        about = f'{beginning}{rest}"started":{started!r},"ended":{self._setup.clock()!r}}}'
         return Entry(self.record.run, self.record.step + index, 0, about, data)
-
-    def _about(self, branch: Branch, rest: str, started: float) -> str:
-        """Return what an entry is about that answers a branch now."""
-        times = f'"started":{started!r},"ended":{self._setup.clock()!r}'
-        return f"{_head(branch.number, branch.asked.beginning)}{rest}{times}}}"
 
     def _waits(self, but: Collection[Branch] = ()) -> list[str]:
         """Return the names of the signals that are waited for, apart from some branches."""
@@ -598,20 +590,13 @@ class Invocation:
             if isinstance(branch.asked, (Sleep, Wait)) and branch.asked.seconds is not None
         ]
 
-    def _tell_committed(self, before: Record, branches: Sequence[Branch], kind: str) -> None:
-        for step, label in enumerate([branch.asked.label for branch in branches] or [kind], before.step + 1):
-            self._tell("committed", before._replace(step=step), label)
-
-
-def _fingerprint(of_input: int | None) -> str:
-    return f'"fingerprint":{"null" if of_input is None else of_input},'
-
 
 def _told(branch: Branch) -> str:
     """Return what a branch asks for, as people are told."""
     return f"{branch.asked.label} (branch {branch.number})" if branch.number else branch.asked.label
 
 
-def _head(number: int, beginning: str) -> str:
-    """Return how an entry begins that answers a request of a branch."""
-    return f"{_BRANCH}{number},{beginning}" if number else f"{{{beginning}"
+def _head(branch: Branch) -> str:
+    """Return how an entry begins that answers a branch, apart from the input."""
+    beginning = branch.asked.beginning
+    return f"{_BRANCH}{branch.number},{beginning}" if branch.number else f"{{{beginning}"

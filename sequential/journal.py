@@ -148,7 +148,9 @@ class Journal(ABC):
 
     async def _put(self, old: Record | None, new: Record | None, entries: Sequence[Entry], flush: bool) -> bool:
         """Write in as many steps as it takes, of which only the last one counts."""
-        batches = _batches(entries, self.part_size, self.write_size)
+        if sum([len(entry.data) for entry in entries]) <= min(self.part_size, self.write_size):
+            return await settle(self.write(old, new, entries, flush=flush))
+        batches = _in_parts(entries, self.part_size, self.write_size)
         batch = next(batches)
         for following in batches:
             # What is not counted yet leaves all else as it is.
@@ -291,14 +293,8 @@ class Log:
         self._page += page
 
 
-def _batches(entries: Sequence[Entry], part_size: int, write_size: int) -> Iterator[Sequence[Entry]]:
-    """Return entries, in parts where they are large, in lists of at most `write_size` bytes; at least one list."""
-    if sum([len(entry.data) for entry in entries]) <= min(part_size, write_size):
-        return iter((entries,))
-    return _in_parts(entries, part_size, write_size)
-
-
 def _in_parts(entries: Sequence[Entry], part_size: int, write_size: int) -> Iterator[list[Entry]]:
+    """Return entries, in parts where they are large, in lists of at most `write_size` bytes; at least one list."""
     batch, size = list[Entry](), 0
     for entry in entries:
         for part in [entry] if len(entry.data) <= part_size else _parts(entry, part_size):

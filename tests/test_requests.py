@@ -410,20 +410,20 @@ def test_a_blocking_method_in_an_event_loop_calls_off_what_it_cannot_await(once:
     assert asyncio.run(flow.execute(workflow, "id")) == [["a", "b"]]
 
 
-def test_on_five_methods_a_crash_repeats_the_whole_list() -> None:
+def test_on_five_methods_a_crash_repeats_what_comes_behind_in_a_list() -> None:
     storage, performed, inner = PlainStorage(), Counter[str](), dies_at("b")
 
     def call(category: str, name: str, input: Any) -> Any:
         performed[name] += 1
         return inner(category, name, input)
 
-    flow, workflow = FlowExecutor(storage, call=call), yields([tool("api", "a"), tool("api", "b")])
+    flow, workflow = FlowExecutor(storage, call=call), yields([tool("api", "a"), tool("api", "b"), tool("api", "c")])
     with pytest.raises(Dies):
         flow.execute_sync(workflow, "id")
-    assert storage.states == {}
-    assert flow.execute_sync(workflow, "id") == {"paused": "id", "step": 1}
-    assert flow.execute_sync(workflow, "id") == [["a", "b"]]
-    assert performed == {"a": 2, "b": 2}
+    assert storage.states == {"id": {"step": 1}}
+    assert flow.execute_sync(workflow, "id") == {"paused": "id", "step": 2}
+    assert flow.execute_sync(workflow, "id") == [["a", "b", "c"]]
+    assert performed == {"a": 1, "b": 2, "c": 1}
 
 
 # Keys.
