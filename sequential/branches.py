@@ -186,8 +186,9 @@ class Branches:
                 value = thrown = None
                 request = parse(yielded)
                 if isinstance(request, Version):
-                    self._require(request.needs)
                     value = self._version
+                    if value is None:
+                        raise NotSupported("this storage", request.needs)
                     continue
                 root.count += 1
                 if isinstance(request, list):
@@ -218,7 +219,8 @@ class Branches:
             self._next += 1
 
     def _ask(self, branch: Branch, request: Asked) -> None:
-        self._require(request.needs)
+        if self._version is None and request.needs:
+            raise NotSupported("this storage", request.needs)
         branch.asked = request
         asking = self.calls if isinstance(request, Tool) else self.rests
         asking[branch.number] = branch
@@ -233,11 +235,6 @@ class Branches:
         if isinstance(value, Anew) and self._version is None:
             return Raised(NotSupported("this storage", "again()"))
         return Returned(value)
-
-    def _require(self, what: str) -> None:
-        """Refuse what five methods cannot promise."""
-        if what and self._version is None:
-            raise NotSupported("this storage", what)
 
     def close(self) -> BaseException | None:
         """Leave the workflow where it stands, and return what its ``finally`` bodies raise at that, if anything."""

@@ -13,6 +13,9 @@ from .record import LAST, MAKING, Changed, Entry, Record, Since, State, nonce, s
 _PARTS = '{"parts":['
 """How the `about` begins of a value that is in several parts: how many, and the nonce that all of them carry."""
 
+_LOOKS = 2
+"""How often an entry is looked for before what is stored counts as damaged: a page may be older than another write."""
+
 _TRIES = 2
 """Writes without an answer after which the store counts as away."""
 
@@ -252,31 +255,29 @@ class Log:
             Damaged: When it is missing, or in parts that do not belong together, at a second look, too.
             Fenced: When the run has ended meanwhile.
         """
-        found = await self._find(place)
-        if found is None:
-            self._page.clear()
-            found = await self._find(place)
-        if found is None:
-            raise Damaged(self._record.id, place)
-        return found
-
-    async def _find(self, place: int) -> tuple[str, list[bytes]] | None:
         page = self._page
-        while page and page[-1].place < place:
-            page.pop()  # parts that a dead process has left
-        if not page:
-            await self._read(place, 0)
-        if not page or page[-1][1:3] != (place, 0):
-            return None
-        about, data = page.pop()[3:]
-        if not about.startswith(_PARTS):
-            return about, [data]
+        for _ in range(_LOOKS):
+            while page and page[-1].place < place:
+                page.pop()  # parts that a dead process has left
+            if not page:
+                await self._read(place, 0)
+            if page and page[-1][1:3] == (place, 0):
+                about, data = page.pop()[3:]
+                if not about.startswith(_PARTS):
+                    return about, [data]
+                if (whole := await self._join(place, about, data)) is not None:
+                    return whole
+            page.clear()
+        raise Damaged(self._record.id, place)
+
+    async def _join(self, place: int, about: str, data: bytes) -> tuple[str, list[bytes]] | None:
+        """Put the parts of a value together, of which the first was taken."""
+        page, pieces = self._page, [data]
         try:
             (count, mark), about = decode_json(about[len(_PARTS) - 1 : (end := about.index("]") + 1)]), about[end + 1 :]
             parts = range(1, count)
         except (ValueError, TypeError):
             return None
-        pieces = [data]
         for part in parts:
             if not page:
                 await self._read(place, part)

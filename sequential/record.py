@@ -322,12 +322,8 @@ def answered(record: Record | None, since: Since, hold: Hold, now: float, answer
         changes["cancel"] = "done"
     if state.lease - now < hold.seconds * 2 / 3:
         changes.update(hold.until(now))
-    id, run, stamp, _, workflow, _, due, _, text, version = record
-    status, text = (
-        "cancelling" if state.cancel else "running",
-        state_text(state._replace(**changes)) if changes else text,
-    )
-    return Record(id, run, stamp, answers.step, workflow, status, due, now, text, version)
+    record = record._replace(step=answers.step, status="cancelling" if state.cancel else "running", changed=now)
+    return _with(record, state, **changes) if changes else record
 
 
 def marked(
