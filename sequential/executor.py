@@ -18,7 +18,7 @@ from .invocation import ABOUT_INPUT, Invocation, claim, new_record
 from .journal import Log
 from .observe import Event, Observer
 from .owner import is_dead
-from .record import ENDED, INPUT, LAST, PARKED, STATUSES, Changed, Entry, Record, Signal, Since
+from .record import ENDED, INPUT, LAST, PARKED, RESTING, STATUSES, Changed, Entry, Record, Signal, Since
 from .setup import Paused, Setup, Status
 from .workflow import Workflow, check, name_all
 
@@ -135,17 +135,20 @@ class FlowExecutor:
             Exception: What the workflow itself raises; the execution is parked as failed, and this method goes on with
                 it.
         """
-        return await self._execute(workflow, id, input, self.setup.budget)
-
-    async def _execute(self, workflow: Workflow[T], id: str | None, input: Any, budget: float) -> T | Paused:
         new, data = self._new(workflow, id, input)
+        return await self._execute(workflow, input, new, data, self.setup.budget)
 
+    async def _execute(
+        self, workflow: Workflow[T], input: Any, new: Record, data: bytes | None, budget: float
+    ) -> T | Paused:
         def find(record: Record) -> Workflow[T]:
             self._compare(record, new, input)
             return workflow
 
-        record, invocation = await claim(self.setup, new.id, find, create=(new, data), take_parked=True)
-        assert record is not None
+        create = None if data is None else (new, data)
+        record, invocation = await claim(self.setup, new.id, find, create=create, take_parked=True)
+        if record is None:
+            raise UnknownExecution(new.id)
         value: T | Paused
         if invocation is not None:
             value = await invocation.run(budget)
@@ -160,7 +163,7 @@ class FlowExecutor:
     async def run(self, workflow: Workflow[T], id: str | None = None, input: Any = None) -> T:
         """Begin an execution, or go on with it, to its end: in a script, asleep through timers.
 
-        What waits for a signal is looked at every second.
+        What waits for a signal, or is held by another invocation, is looked at every second.
 
         Args:
             workflow: As for `execute`.
@@ -171,16 +174,26 @@ class FlowExecutor:
             The workflow's value.
 
         Raises:
+            UnknownExecution: When another invocation has ended it meanwhile, and did not keep its value.
             Exception: As from `execute`.
         """
-        id = records.fresh_id() if id is None else check_id(id)
-        while isinstance(value := await self._execute(workflow, id, input, inf), Paused):
-            if value.reason in {"sleep", "wait", "busy"}:
-                status = await self.status(id)
-                due = None if status is None or value.reason == "busy" else status.due
-                left = _POLL if due is None else due - self.setup.clock()
-                await pause(min(max(left, 0.0), _POLL))
+        new, data = self._new(workflow, id, input)
+        value = await self._execute(workflow, input, new, data, inf)
+        while isinstance(value, Paused):
+            if value.reason == "busy":
+                await pause(_POLL)
+            while (left := await self._rests(new.id)) > 0:
+                await pause(min(left, _POLL))
+            # Whoever has ended it meanwhile must not see it begin anew; five methods know no other way to go on.
+            value = await self._execute(workflow, input, new, data if self.setup.is_five else None, inf)
         return value
+
+    async def _rests(self, id: str) -> float:
+        """Return for how many seconds there is nothing to do for an execution, unless a signal comes."""
+        record, _ = await settle(self.setup.journal.read(id))
+        if record is None or record.status not in RESTING:
+            return 0.0
+        return inf if record.due is None else record.due - self.setup.clock()
 
     async def start(self, workflow: Workflow[Any], id: str | None = None, input: Any = None) -> str:
         """Record an execution, ring for its first invocation and return its id; a second time, ring again.

@@ -18,7 +18,19 @@ from typing import Any
 
 import pytest
 
-from sequential import AlreadyEnded, Fenced, FlowExecutor, IdInUse, StorageError, again, save, sleep, tool, wait
+from sequential import (
+    AlreadyEnded,
+    Fenced,
+    FlowExecutor,
+    IdInUse,
+    StorageError,
+    UnknownExecution,
+    again,
+    save,
+    sleep,
+    tool,
+    wait,
+)
 from sequential.blocking import settle
 from sequential.record import GRACE
 from sequential.stores.sqlite import SQLiteStorage
@@ -161,13 +173,15 @@ def test_a_beginning_that_died_in_the_middle_may_be_repeated(plain_lab: Lab, beg
 
 
 @pytest.fixture
-def _passing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the clock go on as far as somebody sleeps, at once."""
-    really, began = asyncio.sleep, lab.clock.now
+def passing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """Let the clock go on as far as somebody sleeps, at once; what is in the list happens when 10 seconds are over."""
+    really, began, later = asyncio.sleep, lab.clock.now, list[Callable[[], object]]()
 
     def passes(seconds: float) -> None:
         lab.clock.advance(seconds)
-        assert lab.clock.now < began + 300.0
+        assert lab.clock.now < began + 500.0
+        if later and lab.clock.now > began + 10.0:
+            later.pop()()
 
     async def passes_async(seconds: float) -> None:
         passes(seconds)
@@ -175,6 +189,7 @@ def _passing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(time, "sleep", passes)
     monkeypatch.setattr(asyncio, "sleep", passes_async)
+    return later
 
 
 def everything(input: Any) -> Flow:
@@ -186,7 +201,7 @@ def everything(input: Any) -> Flow:
     return again({"round": 2}) if input == {"round": 1} else got
 
 
-@pytest.mark.usefixtures("_passing")
+@pytest.mark.usefixtures("passing")
 @pytest.mark.parametrize("budget", [0, 1e9])
 def test_run_goes_on_to_the_end_asleep_through_timers(lab: Lab, budget: float) -> None:
     signals: list[float] = []
@@ -205,22 +220,17 @@ def test_run_goes_on_to_the_end_asleep_through_timers(lab: Lab, budget: float) -
     assert lab.rung.count("id") <= 6  # whoever else is rung finds it busy, or ended
 
 
-@pytest.mark.usefixtures("_passing")
-def test_run_waits_for_a_signal(lab: Lab) -> None:
+def test_run_waits_for_a_signal(lab: Lab, passing: list[Callable[[], object]]) -> None:
     def waits() -> Flow:
         return [(yield wait("go")), (yield tool("api", "one"))]
 
-    def clock() -> float:
-        if lab.clock.now > began + 10.0 and not kept:
-            kept.append(lab.flow().signal("id", "go", "signalled"))
-        return lab.clock.now
-
-    began, kept = lab.clock.now, list[bool]()
-    assert lab.flow(call=lambda *_: "done", clock=clock).run(waits, "id") == ["signalled", "done"]
+    began = lab.clock.now
+    passing.append(lambda: FlowExecutor(lab.plain, clock=lab.clock).signal_sync("id", "go", "signalled"))
+    assert lab.flow(call=lambda *_: "done").run(waits, "id") == ["signalled", "done"]
     assert lab.clock.now - began == pytest.approx(11.0, abs=1.0)
 
 
-@pytest.mark.usefixtures("_passing")
+@pytest.mark.usefixtures("passing")
 def test_run_waits_for_another_who_has_the_lease(lab: Lab) -> None:
     flow = lab.flow(call=echo, workflows=[workflow], lease=60.0)
     flow.start(workflow, "id", 1)
@@ -231,6 +241,56 @@ def test_run_waits_for_another_who_has_the_lease(lab: Lab) -> None:
     assert lab.clock.now - began == pytest.approx(90.0, abs=1.0)
     with pytest.raises(Fenced):
         lab.runner.run(other.run(0.0))
+
+
+@pytest.mark.usefixtures("passing")
+def test_run_writes_nothing_while_it_is_asleep_or_waits(lab: Lab) -> None:
+    class Counting(JournalAround):
+        writes = 0
+
+        async def around(self, what: str, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+            self.writes += what == "write"
+            return await settle(method(*arguments, **options))
+
+    def rests(input: Any) -> Flow:
+        yield [tool("api", str(number)) for number in range(10)]
+        yield sleep(input)
+        yield wait("go", timeout=input)
+
+    written = []
+    for seconds in (1, 120):
+        journal = Counting(lab.plain)
+        lab.flow(on=journal, call=echo).run(rests, f"id-{seconds}", seconds)
+        written.append(journal.writes)
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("retain", [False, True])
+def test_run_never_begins_anew_what_another_has_ended_meanwhile(
+    lab: Lab, passing: list[Callable[[], object]], retain: bool
+) -> None:
+    performed = []
+
+    def call(category: str, name: str, input: Any) -> Any:
+        performed.append(name)
+        return name
+
+    def waits() -> Flow:
+        return [(yield tool("api", "one")), (yield wait("go"))]
+
+    def ends() -> None:
+        other = FlowExecutor(lab.plain, call=call, workflows=[waits], retain=retain, clock=lab.clock)
+        other.signal_sync("id", "go")
+        assert other.resume_sync("id") == ["one", None]
+
+    passing.append(ends)
+    flow = lab.flow(call=call, retain=retain)
+    if retain:
+        assert flow.run(waits, "id") == ["one", None]
+    else:
+        with pytest.raises(UnknownExecution):
+            flow.run(waits, "id")
+    assert performed == ["one"]
 
 
 def test_run_raises_what_execute_raises(lab: Lab) -> None:
