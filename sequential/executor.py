@@ -47,7 +47,8 @@ class FlowExecutor:
         workflows: The generator functions that `resume` finds by their names.
         budget: Seconds during which an invocation goes on with the next step; 0 is one tool call, or one list of
             them, per invocation, ``math.inf`` runs to the end.
-        lease: Seconds after which a silent invocation is taken for dead.  It is renewed while a call runs.
+        lease: Seconds after which a silent invocation is taken for dead.  It is renewed while a call runs, and must be
+            longer than the store takes to write the largest value.
         retain: Whether a finished execution is kept with its value instead of being deleted; a number keeps it for so
             many seconds.
         version: Recorded at the start of each execution and answered to ``version()``.

@@ -242,16 +242,17 @@ class Invocation:
     def _explain(self, place: int, about: str, branch: Branch | None) -> None:
         """Say in what an entry differs from what is asked for now."""
         asking = branch or next(iter((self._tree.calls or self._tree.rests).values()), None)
-        asked = _told(asking) if asking else getattr(self._tree.ended, "label", "")
+        asked = _told(asking.asked.label, asking.number) if asking else getattr(self._tree.ended, "label", "")
         if branch is not None and about.startswith(_head(branch)):
             if not self._setup.strict:
                 return self._tell("input changed", self.record._replace(step=place), branch.asked.label)
-            asked = f"{branch.asked.label} with another input"
+            asked += " with another input"
         try:
-            recorded = str(decode_json(about)["asked"])
+            recorded = decode_json(about)
+            label = _told(str(recorded["asked"]), recorded.get("branch", 0))
         except (ValueError, TypeError, KeyError) as error:
             raise Damaged(self.record.id, place) from error
-        raise Diverged(self.record.id, place, recorded, asked)
+        raise Diverged(self.record.id, place, label, asked)
 
     def _beginning(self, branch: Branch) -> str:
         """Return how the entry begins that answers a branch: who asked, for what, and with which input."""
@@ -364,6 +365,7 @@ class Invocation:
                 await task
             except (SequentialError, Unstorable) as error:
                 failure = failure or error
+                continue
             if failure is None or not self._setup.is_five:
                 done = await self._commit(call, left == 0 and failure is None)
         if failure is not None:
@@ -591,9 +593,9 @@ class Invocation:
         ]
 
 
-def _told(branch: Branch) -> str:
+def _told(label: str, number: int) -> str:
     """Return what a branch asks for, as people are told."""
-    return f"{branch.asked.label} (branch {branch.number})" if branch.number else branch.asked.label
+    return f"{label} (branch {number})" if number else label
 
 
 def _head(branch: Branch) -> str:

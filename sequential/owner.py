@@ -19,10 +19,10 @@ def _describe(pid: int) -> str:
 
 def is_dead(owner: str) -> bool:
     """Whether a process known to have run on this host runs no more."""
-    if not owner:
+    if not owner.startswith(here := f"{_host()} "):
         return False
-    host, pid, started = owner.rsplit(" ", 2)
-    if host != _host() or _started(int(pid)) == started:
+    pid, started = owner.removeprefix(here).split()
+    if _started(int(pid)) == started:
         return False
     try:
         os.kill(int(pid), 0)

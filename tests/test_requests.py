@@ -843,11 +843,11 @@ def test_another_call_in_the_list_is_diverged_and_nothing_is_lost(lab: Lab) -> N
         flow.execute(yields(right), "id")
     for wrong, label in (
         (tool("api", "x"), "tool api.x (branch 2)"),
-        (tool("api", "b"), "tool api.b with another input"),
+        (tool("api", "b"), "tool api.b (branch 2) with another input"),
     ):
         with pytest.raises(Diverged) as caught:
             flow.execute(yields([right[0], wrong, right[2]]), "id")
-        assert (caught.value.step, caught.value.recorded, caught.value.asked) == (1, "tool api.b", label)
+        assert (caught.value.step, caught.value.recorded, caught.value.asked) == (1, "tool api.b (branch 2)", label)
         assert (lab.status("id").status, lab.status("id").step) == ("diverged", 2)
     assert flow.execute(yields(right), "id") == [list("abc")]
     assert calls == {"a": 1, "b": 1, "c": 2}
@@ -866,7 +866,7 @@ def test_a_list_made_longer_that_fits_goes_on_and_one_that_does_not_keeps_what_i
     flow.execute(workflow, "id")
     names = "abcd"
     with pytest.raises(
-        Diverged, match=r"'tool api.charge' at step 3, but its workflow now asks for 'tool api.d .branch 4.'"
+        Diverged, match=r"'tool api.charge .branch 4.' at step 3, but its workflow now asks for 'tool api.d .branch 4.'"
     ):
         flow.execute(workflow, "id")
     assert lab.status("id").step == 4
