@@ -95,12 +95,7 @@ class FiveMethods(Journal):
         return True
 
     async def update(
-        self,
-        id: str,
-        known: Record | None,
-        change: Callable[[Record | None, Since], Changed],
-        *,
-        flush: bool = True,
+        self, id: str, known: Record | None, change: Callable[[Record | None, Since], Changed], *, flush: bool = True
     ) -> Record | None:
         """Write a change of what this invocation knows: there is nothing to compare it with."""
         changed = change(known, None)

@@ -21,16 +21,7 @@ from .branches import CANCEL, END, Branch, Branches, Raised
 from .calls import INTERRUPTED, Call, Unstorable
 from .codec import decode_json, encode_json
 from .context import Current, ends_at
-from .errors import (
-    Cancelled,
-    Damaged,
-    Diverged,
-    Fenced,
-    IdInUse,
-    NotEncodable,
-    SequentialError,
-    describe,
-)
+from .errors import Cancelled, Damaged, Diverged, Fenced, IdInUse, NotEncodable, SequentialError, describe
 from .journal import Log
 from .lease import Lease
 from .owner import describe_process, is_dead
@@ -121,13 +112,7 @@ class Invocation:
     """
 
     def __init__(  # noqa: PLR0917 - what `claim` has found
-        self,
-        setup: Setup,
-        record: Record,
-        hold: Hold,
-        workflow: Workflow[Any],
-        page: list[Entry],
-        input: bytes | None,
+        self, setup: Setup, record: Record, hold: Hold, workflow: Workflow[Any], page: list[Entry], input: bytes | None
     ) -> None:
         self._setup, self._hold, self._workflow = setup, hold, workflow
         self._journal, self._tell = setup.journal, setup.observer.tell
@@ -543,11 +528,7 @@ class Invocation:
                 self._tell("released", self.record, error=error)
 
     async def _write(
-        self,
-        change: Callable[..., Record | None],
-        *values: Any,
-        entries: Sequence[Entry] = (),
-        flush: bool = True,
+        self, change: Callable[..., Record | None], *values: Any, entries: Sequence[Entry] = (), flush: bool = True
     ) -> None:
         """Apply a change of the holder's to the record, which is written with `entries`."""
         hold, now = self._hold, self._setup.clock()

@@ -97,12 +97,7 @@ class Journal(ABC):
         """Release what it holds, files or connections; may be ``async``, and does nothing by default."""
 
     async def update(
-        self,
-        id: str,
-        known: Record | None,
-        change: Callable[[Record | None, Since], Changed],
-        *,
-        flush: bool = True,
+        self, id: str, known: Record | None, change: Callable[[Record | None, Since], Changed], *, flush: bool = True
     ) -> Record | None:
         """Apply a change until it is written, or there is nothing left to do.
 

@@ -382,13 +382,7 @@ def paused(
 
 
 def parked(
-    record: Record | None,
-    since: Since,
-    hold: Hold,
-    now: float,
-    status: str,
-    error: str,
-    answers: Answers | None = None,
+    record: Record | None, since: Since, hold: Hold, now: float, status: str, error: str, answers: Answers | None = None
 ) -> Record | None:
     """Keep an execution as it stands, out of the sweep's way, until somebody takes it up; a cancellation ends it."""
     if is_given_back(record, since, hold):

@@ -12,19 +12,7 @@ from typing import Any
 
 import pytest
 
-from sequential import (
-    AlreadyEnded,
-    Cancelled,
-    Event,
-    Fenced,
-    Paused,
-    again,
-    current,
-    save,
-    sleep,
-    tool,
-    wait,
-)
+from sequential import AlreadyEnded, Cancelled, Event, Fenced, Paused, again, current, save, sleep, tool, wait
 from sequential.blocking import settle
 from sequential.testing import JournalAround
 from tests.lab import PLAIN, Asked, Lab, open_lab

@@ -94,19 +94,12 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "steps": (steps, {"tasks": ["invoke", "invoke"]}),
     "steps, to the end": (steps, {"tasks": ["invoke", "invoke", "sweep"], "budget": math.inf, "preemptions": 1}),
     "steps, cancelled": (steps, {"tasks": ["invoke", "sweep", "cancel"], "budget": math.inf, "preemptions": 1}),
-    "steps, ended by force": (
-        steps,
-        {"tasks": ["invoke", force], "budget": math.inf, "preemptions": 1},
-    ),
+    "steps, ended by force": (steps, {"tasks": ["invoke", force], "budget": math.inf, "preemptions": 1}),
     "fails": (fails, {"tasks": ["invoke", "sweep"], "budget": math.inf, "preemptions": 1}),
     "once": (once, {"tasks": ["invoke", "invoke", "sweep"], "allowed": [INTERRUPTED]}),
     "together": (
         together,
-        {
-            "tasks": ["invoke", "invoke"],
-            "budget": math.inf,
-            "allowed": [[["left", 1], INTERRUPTED]],
-        },
+        {"tasks": ["invoke", "invoke"], "budget": math.inf, "allowed": [[["left", 1], INTERRUPTED]]},
     ),
     "timers": (timers, {"tasks": ["invoke", "invoke", "sweep"], "preemptions": 1}),
     "waits": (

@@ -123,12 +123,7 @@ def too_short(input: dict[str, Any]) -> Flow:
 
 
 @pytest.mark.parametrize(
-    ("changed", "asked"),
-    [
-        (other_tool, "tool api.other"),
-        (no_list, "tool api.other"),
-        (too_short, "return"),
-    ],
+    ("changed", "asked"), [(other_tool, "tool api.other"), (no_list, "tool api.other"), (too_short, "return")]
 )
 def test_another_way_is_told_with_its_step(changed: Any, asked: str) -> None:
     options, history = exported(steps=4)

@@ -107,11 +107,7 @@ any_programs = programs_of(
 )
 
 
-plan: dict[str, Any] = {
-    "program": any_programs,
-    "rounds": st.sampled_from([1, 1, 1, 2, 3]),
-    "raises": st.booleans(),
-}
+plan: dict[str, Any] = {"program": any_programs, "rounds": st.sampled_from([1, 1, 1, 2, 3]), "raises": st.booleans()}
 
 
 def ask(kind: str, input: Any) -> dict[str, Any]:

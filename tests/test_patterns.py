@@ -414,8 +414,7 @@ def trip_of(steps: int, **options: Any) -> Any:
 
 @MODES
 @pytest.mark.parametrize(
-    ("failing", "flaky"),
-    [("do0", ""), ("do1", "undo0"), ("do2", "undo0"), ("do2", "undo1"), ("nothing", "")],
+    ("failing", "flaky"), [("do0", ""), ("do1", "undo0"), ("do2", "undo0"), ("do2", "undo1"), ("nothing", "")]
 )
 def test_a_saga_survives_death_anywhere(errors: Errors, failing: str, flaky: str) -> None:
     undone: list[str] = []

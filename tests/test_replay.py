@@ -9,19 +9,7 @@ from typing import Any
 
 import pytest
 
-from sequential import (
-    Diverged,
-    Event,
-    FlowExecutor,
-    IdInUse,
-    InvalidYield,
-    Paused,
-    save,
-    sleep,
-    tool,
-    version,
-    wait,
-)
+from sequential import Diverged, Event, FlowExecutor, IdInUse, InvalidYield, Paused, save, sleep, tool, version, wait
 from sequential.stores.memory import MemoryStorage
 from tests.lab import Lab
 from tests.support import PlainStorage, echo

@@ -144,9 +144,7 @@ _KEYS = st.sampled_from([MARKER, 5, None])
 JUNK = st.recursive(
     _LEAVES,
     lambda inner: st.one_of(
-        st.lists(inner, min_size=1, max_size=3),
-        st.tuples(inner, inner),
-        st.dictionaries(_KEYS, inner, max_size=2),
+        st.lists(inner, min_size=1, max_size=3), st.tuples(inner, inner), st.dictionaries(_KEYS, inner, max_size=2)
     ),
     max_leaves=5,
 )

@@ -10,10 +10,7 @@ from ..journal import Journal
 
 __all__ = ["open"]
 
-_SCHEMES = {
-    "memory": ("memory", "MemoryStorage"),
-    "sqlite": ("sqlite", "SQLiteStorage"),
-}
+_SCHEMES = {"memory": ("memory", "MemoryStorage"), "sqlite": ("sqlite", "SQLiteStorage")}
 
 
 def open(url: str, **options: Any) -> Journal:
