@@ -1,12 +1,14 @@
 """What an argument must be: ids, names, numbers, functions."""
 
-from math import inf
 from typing import TypeGuard
 
 from .errors import InvalidId
 
 FAR = 1e12
 """Seconds (thirty thousand years): more is an error of somebody's arithmetic."""
+
+NEVER = float("inf")
+"""No bound; a process that needs no more of `math` starts sooner without it."""
 
 _LONGEST = 200
 _CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:@~-")
@@ -19,12 +21,12 @@ def is_name(name: object) -> bool:
     )
 
 
-def is_number(value: object, least: float = -inf, most: float = inf) -> TypeGuard[float]:
+def is_number(value: object, least: float = -NEVER, most: float = NEVER) -> TypeGuard[float]:
     """Whether `value` is an int or a float, and from `least` to `most`."""
     return isinstance(value, (int, float)) and least <= value <= most
 
 
-def is_whole(value: object, least: float = -inf, most: float = inf) -> TypeGuard[int]:
+def is_whole(value: object, least: float = -NEVER, most: float = NEVER) -> TypeGuard[int]:
     """Whether `value` is an int, and from `least` to `most`."""
     return isinstance(value, int) and is_number(value, least, most)
 

@@ -5,7 +5,7 @@ from time import time
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from .checks import is_number
+from .checks import NEVER, is_number
 
 
 class Current(NamedTuple):
@@ -27,7 +27,7 @@ executing: ContextVar[str] = ContextVar("sequential.executing", default="")
 being_called: ContextVar[Current] = ContextVar("sequential.current")
 """What is being called or rung for."""
 
-ends_at: ContextVar[float] = ContextVar("sequential.ends_at", default=float("inf"))
+ends_at: ContextVar[float] = ContextVar("sequential.ends_at", default=NEVER)
 """When an invocation must begin no further step, in seconds since the epoch."""
 
 _MARGIN = (1.0, 10.0)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from math import inf
 from time import time
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from . import hooks, upkeep
 from . import record as records
 from .blocking import blocking, pause, settle
-from .checks import FAR, check_functions, check_id, check_limit, is_name, is_number, is_storable, is_whole
+from .checks import FAR, NEVER, check_functions, check_id, check_limit, is_name, is_number, is_storable, is_whole
 from .codec import decode_json, fingerprint_by
 from .errors import AlreadyEnded, IdInUse, InvalidName, StorageError, UnknownExecution, UnknownWorkflow
 from .five import FiveMethods, Storage, journal_for
@@ -179,14 +178,14 @@ class FlowExecutor:
             Exception: As from `execute`.
         """
         new, data = self._new(workflow, id, input)
-        value = await self._execute(workflow, input, new, data, inf)
+        value = await self._execute(workflow, input, new, data, NEVER)
         while isinstance(value, Paused):
             if value.reason == "busy":
                 await pause(_POLL)
             while (left := await self._rests(new.id)) > 0:
                 await pause(min(left, _POLL))
             # Whoever has ended it meanwhile must not see it begin anew; five methods know no other way to go on.
-            value = await self._execute(workflow, input, new, data if self.setup.is_five else None, inf)
+            value = await self._execute(workflow, input, new, data if self.setup.is_five else None, NEVER)
         return value
 
     async def _rests(self, id: str) -> float:
@@ -194,7 +193,7 @@ class FlowExecutor:
         record, _ = await settle(self.setup.journal.read(id))
         if record is None or record.status not in RESTING:
             return 0.0
-        return inf if record.due is None else record.due - self.setup.clock()
+        return NEVER if record.due is None else record.due - self.setup.clock()
 
     async def start(self, workflow: Workflow[Any], id: str | None = None, input: Any = None) -> str:
         """Record an execution, ring for its first invocation and return its id; a second time, ring again.
