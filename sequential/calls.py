@@ -74,8 +74,10 @@ class Call:
             being_called.reset(token)
         self._encode(box)
 
-    async def finish(self, outcome: Awaitable[Any]) -> None:
-        """Await what the hook returned."""
+    async def finish(self, outcome: Awaitable[Any] | None) -> None:
+        """Await what the hook returned, if that is still to be awaited."""
+        if outcome is None:
+            return
         self.outcome, token = None, being_called.set(self._current)
         try:
             box = [await outcome]

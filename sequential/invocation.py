@@ -313,7 +313,7 @@ class Invocation:
                     call.begin(hook)
                 finally:
                     self._lease.let_go()
-                if call.outcome is not None and loop is not None:
+                if loop is not None and (call.outcome is not None or (tasks and setup.is_five)):
                     tasks[loop.create_task(call.finish(call.outcome))] = call
                     continue
                 if call.outcome is not None:

@@ -424,6 +424,27 @@ def test_on_five_methods_a_crash_repeats_what_comes_behind_in_a_list() -> None:
     assert performed == {"a": 1, "b": 2, "c": 1}
 
 
+def test_on_five_methods_what_ends_at_once_waits_for_what_is_before_it_in_a_list() -> None:
+    async def later(name: str) -> str:
+        await asyncio.sleep(0)
+        return name
+
+    def call(category: str, name: str, input: Any) -> Any:
+        return later(name) if name in "bd" else name
+
+    def workflow() -> Flow:
+        answers = yield [tool("api", name) for name in "abcde"]
+        yield save()
+        return answers
+
+    async def main() -> Any:
+        flow = FlowExecutor(PlainStorage(), call=call, budget=math.inf)
+        assert await flow.execute(workflow, "id") == {"paused": "id", "step": 5}
+        return await flow.execute(workflow, "id")
+
+    assert asyncio.run(main()) == list("abcde")
+
+
 # Keys.
 
 
