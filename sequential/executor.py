@@ -135,17 +135,20 @@ class FlowExecutor:
             Exception: What the workflow itself raises; the execution is parked as failed, and this method goes on with
                 it.
         """
-        new, data = self._new(workflow, id, input)
-        return await self._execute(workflow, input, new, data, self.setup.budget)
+        value, _ = await self._execute(workflow, id, input, self.setup.budget)
+        return value
 
     async def _execute(
-        self, workflow: Workflow[T], input: Any, new: Record, data: bytes | None, budget: float
-    ) -> T | Paused:
+        self, workflow: Workflow[T], id: str | None, input: Any, budget: float, begins: bool = True
+    ) -> tuple[T | Paused, Record]:
+        """Do what `execute` does, and return the record, too; `begins`: whether to create one that is not there."""
+        new, data = self._new(workflow, id, input)
+
         def find(record: Record) -> Workflow[T]:
             self._compare(record, new, input)
             return workflow
 
-        create = None if data is None else (new, data)
+        create = (new, data) if begins else None
         record, invocation = await claim(self.setup, new.id, find, create=create, take_parked=True)
         if record is None:
             raise UnknownExecution(new.id)
@@ -158,7 +161,7 @@ class FlowExecutor:
             value = await self._standing(record)
         if record.status == "cancelled":
             raise AlreadyEnded(record.id, record.status)
-        return value
+        return value, record
 
     async def run(self, workflow: Workflow[T], id: str | None = None, input: Any = None) -> T:
         """Begin an execution, or go on with it, to its end: in a script, asleep through timers.
@@ -177,16 +180,17 @@ class FlowExecutor:
             UnknownExecution: When another invocation has ended it meanwhile, and did not keep its value.
             Exception: As from `execute`.
         """
-        new, data = self._new(workflow, id, input)
-        value = await self._execute(workflow, input, new, data, NEVER)
-        while isinstance(value, Paused):
+        id, begins = records.fresh_id() if id is None else check_id(id), True
+        while True:
+            value, record = await self._execute(workflow, id, input, NEVER, begins)
+            if not isinstance(value, Paused):
+                return value
+            # What another ends meanwhile must not begin anew; five methods know no other way to go on.
+            begins = self.setup.is_five or record.status == "making"
             if value.reason == "busy":
                 await pause(_POLL)
-            while (left := await self._rests(new.id)) > 0:
+            while (left := await self._rests(id)) > 0:
                 await pause(min(left, _POLL))
-            # Whoever has ended it meanwhile must not see it begin anew; five methods know no other way to go on.
-            value = await self._execute(workflow, input, new, data if self.setup.is_five else None, NEVER)
-        return value
 
     async def _rests(self, id: str) -> float:
         """Return for how many seconds there is nothing to do for an execution, unless a signal comes."""

@@ -293,6 +293,16 @@ def test_run_never_begins_anew_what_another_has_ended_meanwhile(
     assert performed == ["one"]
 
 
+@pytest.mark.usefixtures("passing")
+def test_run_waits_until_a_beginning_that_died_in_the_middle_may_be_repeated(lab: Lab) -> None:
+    journal = Fails(lab.plain)
+    journal.part_size, journal.write_size, journal.left = 10, 35, 3
+    with suppress(Dies):
+        lab.flow(on=journal).start(workflow, "id", "x" * 300)
+    assert lab.status("id").status == "making"
+    assert lab.flow(call=echo).run(workflow, "id", "x" * 300) == ["x" * 300] * 2
+
+
 def test_run_raises_what_execute_raises(lab: Lab) -> None:
     def fails(input: Any) -> Flow:
         yield save()
