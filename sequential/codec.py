@@ -219,7 +219,7 @@ def _find_fault(value: Any) -> str | None:  # noqa: C901, PLR0911 - a table of k
             pairs = list(part.items() if isinstance(part, dict) else enumerate(part))
             for key, _ in pairs:
                 if not isinstance(key, (str, int, float, bool, type(None))):
-                    return f"{path} has the key {key!r}, and a key in JSON is text"
+                    return f"{path} has a key that is a {type(key).__name__}, and a key in JSON is text"
             if isinstance(part, dict) and (text := _colliding_key(part)) is not None:
                 return f"{path} has two keys that are both {text!r} in JSON"
             around |= {id(part)}

@@ -56,25 +56,30 @@ class InvalidId(SequentialError):
     """An execution id that would not fit into a URL, a key or a path."""
 
     _text = (
-        "{0!r} cannot be an execution id: use 1 to 200 characters of A-Z a-z 0-9 _ . : @ ~ - "
-        "(and not '.' or '..' alone), or leave the id out to get a new one"
+        "{0} cannot be an execution id: use 1 to 200 characters of A-Z a-z 0-9 _ . : @ ~ - "
+        "(and not '.' or '..' alone), or leave the id out to get a new one; an input is no id, and has a place of its "
+        "own: input="
     )
 
     def __init__(self, id: object) -> None:
         super().__init__(id)
         self.id = id
-        if not isinstance(id, str):
-            self._text += "; an input is no id, and has a place of its own: input="
+
+    def __str__(self) -> str:
+        return self._text.format(_shown(self.id))
 
 
 class InvalidName(SequentialError):
     """A signal's name that would not fit into a key or a path."""
 
-    _text = "{0!r} cannot be the name of a signal: use 1 to 200 characters of A-Z a-z 0-9 _ . : @ ~ -"
+    _text = "{0} cannot be the name of a signal: use 1 to 200 characters of A-Z a-z 0-9 _ . : @ ~ -"
 
     def __init__(self, name: object) -> None:
         super().__init__(name)
         self.name = name
+
+    def __str__(self) -> str:
+        return self._text.format(_shown(self.name))
 
 
 class IdInUse(SequentialError):
@@ -86,13 +91,16 @@ class IdInUse(SequentialError):
     """
 
     _text = (
-        "execution {0!r} was started with another {1}: use another id for another execution, "
-        "leave the input out to go on with this one, or delete({0!r}) to begin anew"
+        "execution {0!r} was started with another {1}: use another id for another execution{2}, or delete({0!r}) to "
+        "begin anew"
     )
 
     def __init__(self, id: str, what: str) -> None:
         super().__init__(id, what)
         self.id, self.what = id, what
+
+    def __str__(self) -> str:
+        return self._text.format(*self.args, ", leave the input out to go on with this one" * (self.what == "input"))
 
 
 class UnknownExecution(SequentialError):
@@ -261,8 +269,8 @@ class Damaged(StorageError):
     """
 
     _text = (
-        "what is stored of execution {0!r} is damaged ({2}): restore it from a backup and read it with the codec= it "
-        "was written with, or delete({0!r})"
+        "what is stored of execution {0!r} is damaged ({2}): read it with the codec= and the key it was written with, "
+        "restore it from a backup, or delete({0!r})"
     )
 
     def __init__(self, id: str, place: int | None) -> None:
@@ -326,8 +334,9 @@ _LONGEST = 5000
 
 
 def describe(error: BaseException) -> str:
-    """Return an error's type and text, as they are shown to people."""
-    text = f"{type(error).__name__}: {message_of(error)}".replace("\0", "\\x00")  # PostgreSQL's text has no NUL
+    """Return an error's type, text and notes, as they are shown to people."""
+    text = "; ".join([f"{type(error).__name__}: {message_of(error)}", *map(str, getattr(error, "__notes__", ()))])
+    text = text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()  # PostgreSQL's text has no NUL
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
@@ -341,3 +350,8 @@ def message_of(error: BaseException) -> str:
     except Exception:
         text = ""
     return (text or type(error).__name__).encode(errors="backslashreplace").decode()
+
+
+def _shown(value: object) -> str:
+    """Return a text that was given as an id or a name; of what is none, its kind: it may be somebody's data."""
+    return f"{value!r:.100}" if isinstance(value, str) else f"a {type(value).__name__}"

@@ -264,7 +264,8 @@ class FlowExecutor:
             id: The execution's id.
 
         Returns:
-            Whether it was rung; not if it has ended, or the hook has failed.
+            Whether it was rung; not if it has ended, or the hook has failed.  Without a ``resume`` hook it is but due:
+            resume it yourself.
 
         Raises:
             UnknownExecution: When there is none.
@@ -426,8 +427,9 @@ class FlowExecutor:
     async def sweep(self, limit: int = 100) -> upkeep.Swept:
         """Ring every execution whose time has come: its callback was lost, or its process died.
 
-        Call it from a cron job, a loop or a scheduled function.  What has been rung 10 times without a new
-        step is parked as ``stuck`` and reported once; a ring that fails does not count.
+        Call it from a cron job, a loop or a scheduled function.  What has been rung (or, without a ``resume`` hook,
+        returned to be resumed) 10 times without a new step is parked as ``stuck`` and reported once; a ring that fails
+        does not count.
 
         Args:
             limit: How many executions to look at at most, at least 1.

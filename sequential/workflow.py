@@ -144,6 +144,7 @@ def _kind(value: object) -> str:
         asked = [key for key in value if isinstance(key, str) and key in {*_FORMS, "__again", "__once"}]
         return f"a dict with {', '.join(asked)}" if asked else "a dict"
     if isinstance(value, (list, tuple)):
-        kinds = dict.fromkeys(f"a {type(each).__name__}" for each in value if not isinstance(parse(each), Tool))
+        others = [each for each in value if not isinstance(parse(each), Tool)]
+        kinds = dict.fromkeys(_kind(each) if isinstance(each, dict) else f"a {type(each).__name__}" for each in others)
         return f"a {type(value).__name__} with {', '.join(kinds)} in it"
     return f"a {type(value).__name__}"

@@ -66,7 +66,7 @@ def nested(depth: int) -> Any:
         ({"a": {"b": "x" * 2_000_000 + "\ud800"}}, "value['a']['b'] holds a lone surrogate"),
         ({"ok": "é" * 2_000_000, "s": "\ud800"}, "value['s'] holds a lone surrogate"),
         (nested(501), "value[0][0][0][0][0][0][0][0][0][0][0][0... is nested more than 500 levels deep"),
-        ({"x": {(1, 2): 3}}, "value['x'] has the key (1, 2), and a key in JSON is text"),
+        ({"x": {(1, 2): 3}}, "value['x'] has a key that is a tuple, and a key in JSON is text"),
         (holds_itself(), "value['a'][0] holds itself"),
         (nested(100_000), "value[0][0][0][0][0][0][0][0][0][0][0][0... is nested more than 500 levels deep"),
         (b"bytes", "value is a bytes, and JSON has"),

@@ -504,6 +504,7 @@ def test_what_a_finally_does_at_a_pause_does_not_cost_the_step(lab: Lab, trap: s
     assert asked(flow) == calls == ["one"]
     if trap != "exit":
         assert [event.kind for event in events][-2:] == ["committed", "failed"]
+        assert "make cleanup that is to happen once a step" in str(status.error)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SequentialError])

@@ -202,6 +202,7 @@ ANY_FORM = r"yield tool\(category, name, input\) with texts .*; or save\(\); or 
     [
         (5, f"yielded a int .*: {ANY_FORM}"),
         ([None], f"yielded a list with a NoneType in it .*: {ANY_FORM}"),
+        ([tool("a", "b"), sleep(5)], f"yielded a list with a dict with __sleep in it .*: {ANY_FORM}"),
         ([tool("a", "b"), {"x": save()}, "y"], f"yielded a list with a dict, a str in it .*: {ANY_FORM}"),
         (endless(), "yielded a list with "),
         ({"__tool": "user"}, r"yielded a dict with __tool .*: yield tool\(category, name, input\) with texts for"),

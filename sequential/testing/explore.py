@@ -354,7 +354,8 @@ class _World:
             return flow.signal(ID, *task[1:])
         if callable(task):
             return task(flow, ID)
-        raise ValueError(f"tasks= has {task!r}, which is none: {Task}")
+        known = "'invoke', 'cancel', 'sweep', ('signal', name, payload) or a function"
+        raise ValueError(f"tasks= has {task!r}, which is none: use {known}")
 
     async def _sweep(self) -> None:
         for id in await self._flow.sweep():

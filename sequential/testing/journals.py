@@ -236,7 +236,7 @@ class ReadTests(JournalSuite):
     """Reading: pages in order, whole, and no older than their record."""
 
     page_size: float = 2 << 20
-    """Bytes of data that a page has at most; where all is in memory anyway, it does not matter."""
+    """Bytes of data that a page has at most; ``math.inf`` for a store that has all in memory anyway."""
 
     def test_a_page_begins_at_its_start_and_ends_before_its_stop(self) -> None:
         places = (-(2**31), -1_234_567_890, -2, INPUT, 0, 1, 9, 10, 11, 2**31 - 2)
