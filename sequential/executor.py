@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from time import time
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from . import hooks, upkeep
+from . import hooks
 from . import record as records
 from .blocking import blocking, pause, settle
 from .checks import FAR, NEVER, check_functions, check_id, check_limit, is_name, is_number, is_storable, is_whole
@@ -20,6 +20,9 @@ from .owner import is_dead
 from .record import ENDED, INPUT, LAST, PARKED, RESTING, STATUSES, Changed, Entry, Record, Signal, Since
 from .setup import Paused, Setup, Status
 from .workflow import Workflow, check, name_all
+
+if TYPE_CHECKING:
+    from .upkeep import Swept
 
 T = TypeVar("T")
 
@@ -408,6 +411,8 @@ class FlowExecutor:
             ValueError: When `at` is out of range.
             NotSupported: On a storage of five methods.
         """
+        from . import upkeep  # noqa: PLC0415 - an invocation starts sooner without
+
         self.setup.needs_journal("fork")
         source = await self._known(id)
         if not is_whole(at, 0, source.step):
@@ -424,7 +429,7 @@ class FlowExecutor:
         """
         await settle(self.setup.journal.delete(check_id(id)))
 
-    async def sweep(self, limit: int = 100) -> upkeep.Swept:
+    async def sweep(self, limit: int = 100) -> Swept:
         """Ring every execution whose time has come: its callback was lost, or its process died.
 
         Call it from a cron job, a loop or a scheduled function.  What has been rung (or, without a ``resume`` hook,
@@ -442,6 +447,8 @@ class FlowExecutor:
             NotSupported: On a storage of five methods.
             StorageError: When the store is away; when it refuses one record, only if nothing else was rung.
         """
+        from . import upkeep  # noqa: PLC0415 - an invocation starts sooner without
+
         self.setup.needs_journal("sweep")
         return await upkeep.sweep(self.setup, check_limit(limit))
 
@@ -459,6 +466,8 @@ class FlowExecutor:
             NotSupported: On a storage of five methods.
             ValueError: When `older_than` is below 0.
         """
+        from . import upkeep  # noqa: PLC0415 - an invocation starts sooner without
+
         self.setup.needs_journal("purge")
         if not is_number(older_than, 0):
             raise ValueError(f"older_than= is a number of seconds, not below 0, not {older_than!r}")
@@ -480,6 +489,8 @@ class FlowExecutor:
             InvalidId: When `after` cannot be an id.
             NotSupported: On a storage of five methods.
         """
+        from . import upkeep  # noqa: PLC0415 - an invocation starts sooner without
+
         self.setup.needs_journal("list")
         if status is not None and not (isinstance(status, str) and status in STATUSES):
             raise ValueError(f"there is no status {status!r}: it is one of {', '.join(sorted(STATUSES))}")
