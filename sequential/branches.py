@@ -153,6 +153,8 @@ class Branches:
             self.decided = error
         elif error is not None and self.decided is not None:
             self.decided.add_note(f"and then {error}")
+        if self.decided is not None and self._version is None:
+            self._drop()  # five methods have no entry that would end the others
         if not self.calls:
             self._go_on()
 
@@ -203,7 +205,8 @@ class Branches:
                     return
         except StopIteration as stop:
             self.ended = self._returned(stop.value)
-        except (Exception, Cancelled) as error:
+        except (Exception, Cancelled, BaseExceptionGroup) as raised:
+            error = _plain(raised)
             if type(error) is AttributeError and str(error).endswith(_MISUSED):
                 error.add_note("a list of calls is yielded as it is: write `yield [...]`, not `yield from [...]`")
             self._drop()
@@ -248,3 +251,13 @@ class Branches:
             )
             return error
         return None
+
+
+def _plain(error: BaseException) -> BaseException:
+    """Return what a workflow ends by: a group of nothing but cancellations, as ``except*`` makes one, is one."""
+    if isinstance(error, BaseExceptionGroup):
+        if error.split(Cancelled)[1] is None:
+            return Cancelled()
+        if error.split((Exception, Cancelled))[1] is not None:
+            raise error
+    return error

@@ -65,7 +65,7 @@ class Call:
         try:
             # A copy, as every workflow's values are: what a tool does to its input, no replay would do again.
             box = [hook(request.category, request.name, self._codec.loads(self._input))]
-            if hasattr(box[0], "__await__"):
+            if hasattr(type(box[0]), "__await__"):
                 self.outcome = box[0]
                 return
         except BaseException as raised:

@@ -46,7 +46,7 @@ def check_id(id: object) -> str:
         InvalidId: When it cannot.
     """
     if isinstance(id, str) and is_name(id):
-        return id
+        return str.__str__(id)  # an `Enum` that is a text would be shown by another one
     raise InvalidId(id)
 
 

@@ -112,9 +112,13 @@ class JSONCodec:
 
 def fingerprint(value: Any) -> int | None:
     """Return a number that tells one value from another, whatever the order of their keys; none: it is not JSON."""
+    _, _, _, encode, crc32 = _json()
     try:
-        _, _, _, encode, crc32 = _json()
-        return crc32("".join(encode(value, 0)).encode())
+        try:
+            text = "".join(encode(value, 0))
+        except TypeError:  # keys that are not all texts have no order, until they are
+            text = "".join(encode(decode_json(encode_json(value)), 0))
+        return crc32(text.encode())
     except (TypeError, ValueError, RecursionError):
         return None
 

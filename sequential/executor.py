@@ -11,7 +11,7 @@ from . import record as records
 from .blocking import blocking, pause, settle
 from .checks import FAR, NEVER, check_functions, check_id, check_limit, is_name, is_number, is_storable, is_whole
 from .codec import decode_json, fingerprint_by
-from .errors import AlreadyEnded, IdInUse, InvalidName, StorageError, UnknownExecution, UnknownWorkflow
+from .errors import AlreadyEnded, Damaged, IdInUse, InvalidName, StorageError, UnknownExecution, UnknownWorkflow
 from .five import FiveMethods, Storage, journal_for
 from .invocation import ABOUT_INPUT, Invocation, claim, new_record
 from .journal import Log
@@ -192,13 +192,13 @@ class FlowExecutor:
             begins = self.setup.is_five or record.status == "making"
             if value.reason == "busy":
                 await pause(_POLL)
-            while (left := await self._rests(id)) > 0:
+            while value.reason in {"sleep", "wait"} and (left := await self._rests(id)) > 0:
                 await pause(min(left, _POLL))
 
     async def _rests(self, id: str) -> float:
         """Return for how many seconds there is nothing to do for an execution, unless a signal comes."""
         record, _ = await settle(self.setup.journal.read(id))
-        if record is None or record.status not in RESTING:
+        if record is None or record.status not in RESTING | {"cancelling"}:
             return 0.0
         return NEVER if record.due is None else record.due - self.setup.clock()
 
@@ -318,7 +318,10 @@ class FlowExecutor:
         for step in range(record.step):
             about, box = await log.take(step)
             told = {"branch": 0, "asked": "", "fingerprint": None, "started": None, "ended": None, "error": None}
-            told.update(decode_json(about or "{}"))
+            try:
+                told.update(decode_json(about or "{}"))
+            except (ValueError, TypeError) as error:
+                raise Damaged(id, step) from error
             steps.append({"step": step, **told, "result": self.setup.journal.codec.loads(box.pop())})
         return steps
 
@@ -349,6 +352,7 @@ class FlowExecutor:
         if not is_name(name):
             raise InvalidName(name)
         data = setup.encode(payload, f"the payload of signal {name!r}")
+        name = str.__str__(name)
         known, nonce, now = await self._known(id), records.nonce(), setup.clock()
         kept = False
 

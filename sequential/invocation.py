@@ -298,14 +298,16 @@ class Invocation:
         """
         setup, tree, self._performed = self._setup, self._tree, True
         hook = hooks.find_call(branches[0].asked.label) if setup.call is None else setup.call
-        once = [branch.mark for branch in branches if isinstance(branch.asked, Tool) and branch.asked.once]
-        if once or (tree.rests and not set(self._waits()).isdisjoint(self._state.closed)):
-            await self._write(records.marked, once, self._waits())
         loop = running_loop() if len(branches) > 1 else None
         calls, tasks, done = list[Call](), dict[Any, Call](), None
         try:
+            await self._mark(branches)
             for branch in branches:
-                if tree.decided is not None or self._state.cancel == "asked":
+                if (
+                    tree.decided is not None
+                    or tree.asking(branch.number) is not branch
+                    or self._state.cancel == "asked"
+                ):
                     break
                 calls.append(call := Call(branch, self._beginning(branch), self._current(branch), setup))
                 self._lease.hold(hook)
@@ -321,12 +323,23 @@ class Invocation:
                 done = await self._commit(call, branch is branches[-1] and not tasks)
             if tasks:
                 done = await self._commit_as_they_end(tasks)
+            if len(calls) < len(branches):
+                await self._unmark(branches, calls)
         except BaseException as error:
             await self._abandon(calls, tasks, error)
+            if not isinstance(error, GeneratorExit):
+                with suppress(Exception):
+                    await self._unmark(branches, calls)
             if isinstance(error, Unstorable):
                 await self._park("failed", error.error)
             raise
         return done
+
+    async def _mark(self, branches: list[Branch]) -> None:
+        """Note which ``once`` calls are about to begin, and which closed names are waited for again."""
+        once = [branch.mark for branch in branches if isinstance(branch.asked, Tool) and branch.asked.once]
+        if once or (self._tree.rests and not set(self._waits()).isdisjoint(self._state.closed)):
+            await self._write(records.marked, once, self._waits())
 
     async def _commit_as_they_end(self, tasks: dict[Any, Call]) -> Paused | None:
         """Commit what tasks of the running loop come to; an error of ours is raised when all have ended."""
@@ -351,23 +364,27 @@ class Invocation:
             except (SequentialError, Unstorable) as error:
                 failure = failure or error
                 continue
-            if failure is None or not self._setup.is_five:
+            is_kept = failure is None or not self._setup.is_five
+            if is_kept and self._tree.asking(call.branch.number) is call.branch:
                 done = await self._commit(call, left == 0 and failure is None)
         if failure is not None:
             raise failure
         return done
 
     async def _abandon(self, calls: list[Call], tasks: Collection[Any], error: BaseException) -> None:
-        """Cancel what runs, call off what has not begun to, and take the marks of that back."""
+        """Cancel what runs, and call off what has not begun to."""
         for task in tasks:
             task.cancel()
         if tasks and not isinstance(error, (GeneratorExit, CannotWait)):
             await sys.modules["asyncio"].gather(*tasks, return_exceptions=True)
         for call in calls:
             call.call_off()
-            if call.request.once and not (call.is_begun or isinstance(error, GeneratorExit)):
-                with suppress(Exception):
-                    await self._write(records.unmarked, call.branch.mark)
+
+    async def _unmark(self, branches: list[Branch], calls: list[Call]) -> None:
+        """Take back the marks of ``once`` calls of which nothing was started."""
+        begun = {call.branch.mark for call in calls if call.is_begun}
+        marks = [branch.mark for branch in branches if branch.mark not in begun]
+        await self._write(records.unmarked, marks)
 
     async def _renew(self) -> None:
         """Prolong the lease."""
@@ -437,7 +454,8 @@ class Invocation:
         answers = self._answers(branches, len(entries), **what) if entries else None
         failure = self._tree.close()
         if isinstance(failure, Exception):
-            await self._write(records.parked, "failed", describe(failure), answers, entries=entries)
+            ends = self._setup.kept_until(now)
+            await self._write(records.parked, "failed", describe(failure), answers, ends, entries=entries)
         else:
             await self._write(records.paused, status, due, waits, answers, entries=entries)
         if records.is_holder(self.record, self._hold):
@@ -491,7 +509,8 @@ class Invocation:
         """Park the execution, or end it as cancelled."""
         if not isinstance(error, Cancelled):
             await self._park("failed", error)
-        await self._conclude("cancelled", "; ".join(getattr(error, "__notes__", ())))
+        _, _, notes = describe(error).partition("; ")
+        await self._conclude("cancelled", notes)
         self._tell("cancelled", self.record, error=error)
 
     async def _conclude(self, status: str, error: str = "", entries: Sequence[Entry] = ()) -> None:
@@ -509,8 +528,9 @@ class Invocation:
     async def _park(self, status: str, error: BaseException) -> NoReturn:
         """Keep the execution as it stands, out of the sweep's way, and raise `error`."""
         self._tree.close()
-        await self._write(records.parked, status, describe(error))
-        self._tell(status, self.record, error=error)
+        due = self._setup.kept_until(self._setup.clock())
+        await self._write(records.parked, status, describe(error), None, due)
+        self._tell(self.record.status, self.record, error=error)
         raise error
 
     async def release(self, error: BaseException) -> None:

@@ -190,7 +190,7 @@ class Journal(ABC):
     ) -> Any:
         """Read, and do something with it: at once if the store is plain, or else in an awaitable."""
         found: Any = self.read(id, start, stop)
-        if not hasattr(found, "__await__"):
+        if not hasattr(type(found), "__await__"):
             return complete(use(*found))
 
         async def later() -> Any:

@@ -21,8 +21,8 @@ def is_dead(owner: str) -> bool:
     """Whether a process known to have run on this host runs no more."""
     if not owner.startswith(here := f"{_host()} "):
         return False
-    pid, started = owner.removeprefix(here).split()
-    if _started(int(pid)) == started:
+    pid, _, started = owner.removeprefix(here).partition(" ")
+    if not pid.isdecimal() or _started(int(pid)) == started:
         return False
     try:
         os.kill(int(pid), 0)

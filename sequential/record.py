@@ -252,6 +252,9 @@ def _read_state(text: str) -> State:
     told["signals"] = tuple(Signal(str(name), int(place), str(mark)) for name, place, mark in told.get("signals", ()))
     for name in ("lease", "over", "started"):
         told[name] = float(told.get(name, 0.0))
+    for name in ("holder", "owner", "errors", "error", "cancel", "version", "attempts"):
+        if not isinstance(told.get(name, default := State._field_defaults[name]), type(default)):
+            raise TypeError(name)
     return State(**{name: told[name] for name in State._fields if name in told})
 
 
@@ -335,10 +338,11 @@ def marked(
     return _with(record, state, **changes) if state._replace(**changes) != state else None
 
 
-def unmarked(record: Record | None, since: Since, hold: Hold, now: float, once: str) -> Record | None:
-    """Take back that a ``once`` call was begun."""
+def unmarked(record: Record | None, since: Since, hold: Hold, now: float, once: Collection[str]) -> Record | None:
+    """Take back that ``once`` calls were begun."""
     record, state = _ours(record, hold)
-    return _with(record, state, once=tuple(mark for mark in state.once if mark != once)) if once in state.once else None
+    left = tuple(mark for mark in state.once if mark not in once)
+    return _with(record, state, once=left) if left != state.once else None
 
 
 def renewed(record: Record | None, since: Since, hold: Hold, now: float) -> Record | None:
@@ -375,22 +379,40 @@ def paused(
     record, state = _ours(new or record, hold)
     if _concerns(state, waits):
         return new
-    status = "cancelling" if state.cancel else status
     attempts = 0 if status in RESTING else state.attempts
+    status = "cancelling" if state.cancel else status
     record = record._replace(status=status, due=due, changed=record.changed if record.status == status else now)
     return _with(record, state, lease=0.0, over=0.0, attempts=attempts, error="", **_names(state, waits, ()))
 
 
 def parked(
-    record: Record | None, since: Since, hold: Hold, now: float, status: str, error: str, answers: Answers | None = None
+    record: Record | None,
+    since: Since,
+    hold: Hold,
+    now: float,
+    status: str,
+    error: str,
+    answers: Answers | None = None,
+    due: float | None = None,
 ) -> Record | None:
-    """Keep an execution as it stands, out of the sweep's way, until somebody takes it up; a cancellation ends it."""
+    """Keep an execution as it stands, out of the sweep's way, until somebody takes it up; a cancellation ends it.
+
+    Args:
+        record: As it is stored now.
+        since: After a lost answer, the entries since then.
+        hold: Who has it.
+        now: The time.
+        status: Why it is parked.
+        error: What people are told.
+        answers: What is appended to the log by this.
+        due: When the sweep is to remove it, if it has ended by this.
+    """
     if is_given_back(record, since, hold):
         return None
     new = answered(record, since, hold, now, answers) if answers else None
     record, state = _ours(new or record, hold)
-    status = "cancelled" if state.cancel == "asked" else status
-    return _with(record._replace(status=status, due=None, changed=now), state._replace(**_REST), error=error)
+    status, due = ("cancelled", due) if state.cancel == "asked" else (status, None)
+    return _with(record._replace(status=status, due=due, changed=now), state._replace(**_REST), error=error)
 
 
 def released(record: Record | None, since: Since, hold: Hold, now: float, error: str | None) -> Record | None:

@@ -138,7 +138,8 @@ class Wait:
     needs = "wait()"
 
     def __init__(self, name: str, seconds: float | None) -> None:
-        self.label, self.name, self.seconds = f"wait {name}", name, seconds
+        self.name, self.seconds = str.__str__(name), seconds
+        self.label = f"wait {self.name}"
 
     @property
     def beginning(self) -> str:
@@ -161,6 +162,8 @@ _SAVE, _VERSION = Save(), Version()
 @lru_cache  # a workflow asks for few tools, but often
 def _label(category: str, name: str) -> tuple[str, str] | None:
     """Return what a tool is recorded as, plain and in an entry, or ``None`` when its name cannot be stored."""
+    # Of a text that is an `Enum`, too, the text itself: it equals the plain one, and must not look like another.
+    category, name = str.__str__(category), str.__str__(name)
     # A dot in both would make two tools look alike.
     label = f"tool {category}.{name}" if "." not in category else f"tool {category!r}.{name}"
     return (label, f'"asked":{encode_json(label)},') if is_storable(label) else None

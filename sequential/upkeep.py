@@ -82,6 +82,8 @@ async def purge(setup: Setup, older_than: float, waiting: bool) -> list[str]:
     for status in sorted(ENDED | PARKED | ({"waiting"} if waiting else set())):
         after = ""
         while found := await settle(setup.journal.find(after, _PAGE, status, None, now - older_than)):
+            if found[-1].id <= after:
+                break  # an id that cannot be read sorts elsewhere than in the store
             after = found[-1].id
             for record in found:
                 if status == "waiting" and (record.due is not None or records.is_held(record, now, is_dead)):
@@ -118,6 +120,8 @@ async def _make(setup: Setup, known: Record | None, made: Record, entries: list[
     """Write a part of an execution that is being made."""
 
     def change(stored: Record | None, _: Since) -> Changed:
+        if stored is not None and stored.run == made.run and stored.status != "making":
+            return None  # it was made, though the answer to that was lost, and others may have gone on with it
         if (stored and stored.run) != (known and made.run) and (stored is None or stored.run != made.run):
             raise IdInUse(made.id, "history")
         return made, entries
@@ -155,6 +159,6 @@ def statuses(setup: Setup, found: Iterable[Record]) -> list[Status]:
     for record in found:
         try:
             standing.append(setup.status(record))
-        except Damaged as error:
+        except StorageError as error:
             setup.observer.tell("damaged", record, "its record cannot be read", error)
     return standing

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -258,17 +259,20 @@ def test_a_finish_that_was_first_wins(lab: Lab, retain: bool) -> None:
         assert flow.execute(one, "id") == "cancelled: True"
 
 
-def test_a_failure_that_was_first_ends_it_as_cancelled(lab: Lab) -> None:
+@pytest.mark.parametrize("retain", [False, 5])
+def test_a_failure_that_was_first_ends_it_as_cancelled(lab: Lab, retain: float) -> None:
     def fails() -> Flow:
         yield tool("api", "one")
         raise ValueError("too late to be mended")
 
-    flow: Asked = lab.flow(call=lambda *_: flow.cancel("id"), budget=1e9)
+    events = list[Event]()
+    flow: Asked = lab.flow(call=lambda *_: flow.cancel("id"), budget=1e9, retain=retain, observe=events.append)
     with pytest.raises(ValueError, match="too late"):
         flow.execute(fails, "id")
-    assert lab.status("id").status == "cancelled"
+    assert (lab.status("id").status, events[-1].kind) == ("cancelled", "cancelled")
     lab.clock.advance(1e6)
     assert flow.sweep() == []
+    assert (flow.status("id") is None) == bool(retain)  # the sweep has removed it in time
 
 
 @pytest.mark.parametrize("status", ["failed", "diverged", "stuck"])
@@ -413,3 +417,36 @@ def test_a_cancellation_that_was_asked_for_may_still_be_forced(lab: Lab) -> None
     assert (lab.status("id").status, calls) == ("cancelling", ["do 0", "undo 1"])
     assert flow.cancel("id", force=True)
     assert (lab.status("id").status, flow.resume("id"), calls) == ("cancelled", None, ["do 0", "undo 1"])
+
+
+def test_a_group_of_nothing_but_cancellations_is_one(lab: Lab) -> None:
+    def groups(input: Any) -> Flow:
+        try:
+            yield wait("go")
+        except* Cancelled as group:
+            if input:
+                raise BaseExceptionGroup("and", [Cancelled(), ValueError("undone")]) from group
+            raise
+
+    for input, status in ((False, "cancelled"), (True, "failed")):
+        flow = lab.flow(workflows=[groups])
+        flow.execute(groups, status, input)
+        flow.cancel(status)
+        with suppress(BaseExceptionGroup):
+            flow.resume(status)
+        assert lab.status(status).status == status
+
+
+def test_what_a_cancellation_notes_can_be_stored_whatever_it_is(lab: Lab) -> None:
+    def notes() -> Flow:
+        try:
+            yield wait("go")
+        except Cancelled as cancelled:
+            cancelled.add_note("\udcff\0 stays")
+            raise
+
+    flow = lab.flow(workflows=[notes])
+    flow.execute(notes, "id")
+    flow.cancel("id")
+    assert flow.resume("id") is None
+    assert (lab.status("id").status, lab.status("id").error) == ("cancelled", r"\udcff\x00 stays")

@@ -118,6 +118,7 @@ def test_white_space_is_no_matter() -> None:
 def test_a_fingerprint_depends_on_the_value_alone() -> None:
     assert fingerprint({"a": 1, "b": [2, "é"]}) == fingerprint({"b": (2, "é"), "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    assert fingerprint({1: "x", "b": "one"}) == fingerprint({"b": "one", "1": "x"}) != fingerprint({1: "x", "b": "two"})
     assert fingerprint({1, 2}) is fingerprint(math.nan) is fingerprint("\ud800") is fingerprint(nested(100_000)) is None
 
 

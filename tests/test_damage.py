@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sequential import Damaged, Event, FlowExecutor, tool
+from sequential import Damaged, Event, FlowExecutor, StorageError, tool
 from sequential.stores.sqlite import SQLiteStorage
 from sequential.testing import FakeClock
 
@@ -92,3 +92,33 @@ def test_a_damaged_record_is_skipped_told_and_removed(scene: Scene) -> None:
     assert scene.flow.sweep_sync() == ["good"]  # the other is parked, and told once
     scene.flow.delete_sync("bad")
     assert scene.flow.status_sync("bad") is None
+
+
+STATES = ['{"format":1,"attempts":"x"}', '{"format":1,"owner":5,"lease":9e9}', '{"format":2}']
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_state_that_does_not_fit_keeps_nobody_from_the_others(scene: Scene, state: str) -> None:
+    scene.damage(f"UPDATE sequential_records SET state = '{state}', status = 'waiting' WHERE id = 'bad'")
+    with pytest.raises(StorageError):
+        scene.flow.resume_sync("bad")
+    assert [status.id for status in scene.flow.list_sync()] == ["good"]
+    assert scene.flow.purge_sync(0, waiting=True) == []
+    scene.clock.advance(1e6)
+    assert scene.flow.sweep_sync() == scene.rung == ["good"]
+    scene.flow.delete_sync("bad")
+    assert scene.flow.status_sync("bad") is None
+
+
+def test_a_history_with_an_entry_that_is_no_json_says_where(scene: Scene) -> None:
+    scene.damage("UPDATE sequential_entries SET about = '{' WHERE id = 'bad' AND place = 1")
+    with pytest.raises(Damaged) as caught:
+        scene.flow.history_sync("bad")
+    assert caught.value.place == 1
+
+
+def test_a_purge_ends_though_an_id_cannot_be_read(scene: Scene) -> None:
+    scene.damage("UPDATE sequential_records SET id = cast(x'ff41' AS TEXT), status = 'failed' WHERE id = 'bad'")
+    scene.damage("UPDATE sequential_records SET status = 'failed' WHERE id = 'good'")
+    scene.clock.advance(10)
+    assert "good" in scene.flow.purge_sync(1)

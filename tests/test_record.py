@@ -248,6 +248,7 @@ WAIT = {"status": "waiting", "waits": ["go"]}
     ("an answer and a cancellation", {"cancel": "asked"}, ANSWER, {**STEP, "status": "cancelling"}),
     ("an answer, written, and a cancellation", {"cancel": "asked", "step": 4}, ANSWER, None),
     ("while undoing", {"cancel": "done"}, {"status": "sleeping"}, {**LATER, "status": "cancelling", "changed": NOW}),
+    ("a rest while undoing", {"attempts": 2, "cancel": "done"}, {"status": "sleeping"}, {**LATER, "status": "cancelling", "changed": NOW, "attempts": 0}),
     ("the signal that is waited for has come", {"signals": (STOP, GO)}, WAIT, None),
     ("an answer and such a signal", {"signals": (GO,)}, {**ANSWER, **WAIT}, STEP),
     ("another signal has come", {"signals": (STOP,)}, {"waits": ["go"]}, {**LATER, "waits": ("go",)}),
@@ -265,7 +266,8 @@ FAILED = {**AT_REST, "error": "E: x", "status": "failed", "due": None, "changed"
     ("with its last answer", {}, ANSWER, {**FAILED, "step": 4}),
     ("with its last answer, written already", {"step": 4}, ANSWER, FAILED),
     ("a cancellation was asked for", {"cancel": "asked"}, {}, {**FAILED, "status": "cancelled"}),
-    ("while undoing", {"cancel": "done", "status": "cancelling"}, {}, FAILED),
+    ("which removes it later", {"cancel": "asked"}, {"due": 5.0}, {**FAILED, "status": "cancelled", "due": 5.0}),
+    ("while undoing", {"cancel": "done", "status": "cancelling"}, {"due": 5.0}, FAILED),
 )
 def test_parked(before: Fields, given: Fields, expected: Expected) -> None:
     comes_to(expected, before, lambda record: core.parked(record, None, ME, NOW, "failed", "E: x", **given))

@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Generator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from sequential import (
     NotEncodable,
     NotSupported,
     Paused,
+    ToolError,
     UnknownExecution,
     UnknownTool,
     again,
@@ -38,7 +40,7 @@ from sequential import (
     wait,
 )
 from sequential.blocking import settle
-from sequential.record import CLOSED_NAMES
+from sequential.record import CLOSED_NAMES, state_of
 from sequential.stores.memory import MemoryStorage
 from sequential.testing import FakeClock, JournalAround
 from tests.lab import Lab
@@ -444,6 +446,106 @@ def test_on_five_methods_what_ends_at_once_waits_for_what_is_before_it_in_a_list
         return await flow.execute(workflow, "id")
 
     assert asyncio.run(main()) == list("abcde")
+
+
+def test_on_five_methods_an_error_that_is_raised_ends_its_list_without_a_step() -> None:
+    performed = Counter[str]()
+
+    def call(category: str, name: str, input: Any) -> Any:
+        performed[name] += 1
+        if name == "a":
+            raise ValueError(name)
+        return name
+
+    async def call_async(category: str, name: str, input: Any) -> Any:
+        await asyncio.sleep(0)
+        return call(category, name, input)
+
+    def workflow() -> Flow:
+        try:
+            yield [tool("api", name) for name in "zabc"]
+        except ToolError:
+            charged = yield tool("bank", "charge")
+        yield save()
+        return [charged, (yield tool("api", "e"))]
+
+    for hook in (call, call_async):
+        performed.clear()
+        flow = FlowExecutor(PlainStorage(), call=hook, budget=math.inf, errors="raise")
+        assert asyncio.run(flow.execute(workflow, "id")) == {"paused": "id", "step": 3}
+        assert asyncio.run(flow.execute(workflow, "id")) == ["charge", "e"]
+        assert performed["charge"] == performed["e"] == performed["a"] == 1
+
+
+class Name(str, Enum):  # noqa: UP042 - unlike a `StrEnum`, it is shown as what it is not
+    API = "api"
+
+
+def test_a_text_that_is_an_enum_is_the_text_itself_whatever_was_asked_before(lab: Lab) -> None:
+    def workflow() -> Flow:
+        yield tool(Name.API, Name.API)
+        return (yield wait(Name.API))
+
+    flow = lab.flow(call=echo, budget=math.inf)
+    for id in ("plain", Name.API):
+        flow.execute(yields(tool("api", "api")) if id == "plain" else workflow, id)
+        assert [step["asked"] for step in lab.flow().history(id)] == ["tool api.api"] if id != "plain" else True
+    assert flow.signal(Name.API, Name.API, 5)
+    assert flow.execute(workflow, "api") == 5
+
+
+class Attributes(dict[str, Any]):
+    """A common idiom: whatever is asked for is there, if but ``None``."""
+
+    __getattr__ = dict.get
+
+
+def test_a_result_that_has_every_attribute_is_a_result(any_lab: Lab) -> None:
+    flow = any_lab.flow(call=lambda *_: Attributes(ok=1), budget=math.inf)
+    assert flow.execute(yields(tool("api", "x")), "id") == [{"ok": 1}]
+
+
+@pytest.mark.parametrize("case", ["unstorable", "second unstorable", "unknown tool", "interrupted"])
+def test_a_once_call_that_was_not_started_is_made_later(lab: Lab, case: str) -> None:
+    made, is_mended = list[str](), False
+
+    def call(category: str, name: str, input: Any) -> Any:
+        if name == "a" and case in {"unknown tool", "interrupted"} and not is_mended:
+            raise UnknownTool("t.a", "") if case == "unknown tool" else KeyboardInterrupt
+        made.append(name)
+        return name
+
+    def workflow() -> Flow:
+        bad = {"x": object()} if "unstorable" in case and not is_mended else {}
+        first = tool("t", "a", once=case == "unknown tool")
+        return (
+            yield [tool("t", "b", bad, once=True)] if case == "unstorable" else [first, tool("t", "b", bad, once=True)]
+        )
+
+    flow = lab.flow(call=call, budget=math.inf, strict=False)
+    with pytest.raises((NotEncodable, UnknownTool, KeyboardInterrupt)):
+        flow.execute(workflow, "id")
+    assert state_of(lab.record("id")).once == ()
+    is_mended = True
+    assert flow.execute(workflow, "id") == (["b"] if case == "unstorable" else ["a", "b"])
+    assert made.count("b") == 1
+
+
+def test_once_calls_of_a_list_that_an_error_has_decided_leave_no_mark(lab: Lab) -> None:
+    def call(category: str, name: str, input: Any) -> Any:
+        raise ValueError(name)
+
+    def workflow() -> Flow:
+        for _ in range(3):
+            try:
+                yield [tool("t", "a"), tool("t", "b", once=True)]
+            except ToolError as error:
+                assert "a" in str(error)
+        yield wait("go")
+
+    flow = lab.flow(call=call, budget=math.inf, errors="raise")
+    assert flow.execute(workflow, "id").reason == "wait"
+    assert state_of(lab.record("id")).once == ()
 
 
 # Keys.
@@ -941,6 +1043,27 @@ def test_a_fork_begins_with_the_first_answers(lab: Lab, at: int) -> None:
     assert calls == [*"abcde"][at:]
     assert lab.status("old").value == [3, *([name, "old"] for name in "abcde")]
     assert len({new.fork("old", 1), new.fork("old", 1)}) == 2
+
+
+def test_a_fork_whose_answer_was_lost_leaves_alone_what_others_have_done_since(lab: Lab) -> None:
+    class Loses(JournalAround):
+        async def around(self, what: str, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+            done = await settle(method(*arguments, **options))
+            if what == "write" and arguments[1].id == "copy" and arguments[1].status == "running":
+                plain = FlowExecutor(lab.plain, call=echo, workflows=[waits], clock=lab.clock)
+                assert plain.signal_sync("copy", "go", 5)
+                plain.resume_sync("copy")
+                raise ConnectionError("the answer is lost")
+            return done
+
+    def waits() -> Flow:
+        return [(yield tool("api", "one")), (yield wait("go")), (yield tool("api", "two", once=True))]
+
+    flow = lab.flow(call=echo, workflows=[waits])
+    flow.execute(waits, "id")
+    assert lab.flow(on=Loses(lab.plain), call=echo).fork("id", 1, "copy") == "copy"
+    assert lab.status("copy").step == 3
+    assert flow.execute(waits, "copy") == [{}, 5, {}]
 
 
 def test_what_cannot_be_forked_is_told(lab: Lab) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from sequential import (
     AlreadyEnded,
+    Cancelled,
     Fenced,
     FlowExecutor,
     IdInUse,
@@ -263,6 +264,24 @@ def test_run_writes_nothing_while_it_is_asleep_or_waits(lab: Lab) -> None:
         lab.flow(on=journal, call=echo).run(rests, f"id-{seconds}", seconds)
         written.append(journal.writes)
     assert written[0] == written[1]
+
+
+@pytest.mark.usefixtures("passing")
+def test_run_is_asleep_while_a_cancelled_workflow_rests(lab: Lab) -> None:
+    moved = list[str]()
+
+    def undoes() -> Flow:
+        try:
+            yield sleep(100)
+        except Cancelled:
+            yield sleep(100)
+            yield tool("api", "undo")
+
+    flow = lab.flow(call=echo, observe=lambda event: moved.append(event.kind))
+    flow.start(undoes, "id")
+    flow.cancel("id")
+    assert flow.run(undoes, "id") is None
+    assert moved.count("claimed") < 5
 
 
 @pytest.mark.parametrize("retain", [False, True])
