@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sequential import FlowExecutor
 from sequential.blocking import complete
 from sequential.errors import Damaged, StorageError
 from sequential.journal import Log
@@ -458,10 +459,21 @@ class TestDamage:
         if change.startswith("stamp"):  # a number becomes a text there, and is only another stamp
             assert storage.read("b")[0] == record("b", stamp="1.5")
             return
-        with pytest.raises(Damaged) as caught:
-            storage.read("b")
-        assert (caught.value.id, caught.value.place) == ("b", None)
+        flow = FlowExecutor(storage)
+        calls: list[Callable[[], Any]] = [
+            lambda: flow.status_sync("b"),
+            lambda: flow.history_sync("b"),
+            lambda: flow.resume_sync("b"),
+            lambda: flow.signal_sync("b", "go"),
+            lambda: flow.fork_sync("b", 0),
+        ]
+        for call in calls:
+            with pytest.raises(Damaged) as caught:
+                call()
+            assert (caught.value.id, caught.value.place) == ("b", None)
         assert storage.find("", 2) == storage.due(9.0, 2) == [record("a"), record("c")]
+        flow.delete_sync("b")
+        assert storage.read("b") == (None, [])
 
     def test_a_text_that_is_none_keeps_nobody_from_the_others(self, path: Path, storage: SQLiteStorage) -> None:
         for id in ("a", "b"):

@@ -123,9 +123,9 @@ class SQLiteStorage(Journal):
             if not rows:
                 return None, []
             *fields, whole = rows[0]
-            if not whole:
-                raise Damaged(id, None)
             record = Record(*fields)
+            if not whole:  # without a state, nobody can do more with it than remove it
+                return record._replace(state=""), []
             return record, _page(connection, record, start, stop)
 
         return self._file.run(read)
