@@ -437,6 +437,18 @@ def test_a_group_of_nothing_but_cancellations_is_one(lab: Lab) -> None:
         assert lab.status(status).status == status
 
 
+def test_a_group_with_a_stop_in_it_is_a_stop(lab: Lab) -> None:
+    def stops() -> Flow:
+        yield save()
+        raise BaseExceptionGroup("both", [Cancelled(), KeyboardInterrupt()])
+
+    flow = lab.flow()
+    flow.execute(stops, "id")
+    with pytest.raises(BaseExceptionGroup, match="both"):
+        flow.execute(stops, "id")
+    assert (lab.status("id").status, lab.status("id").busy) == ("running", False)
+
+
 def test_what_a_cancellation_notes_can_be_stored_whatever_it_is(lab: Lab) -> None:
     def notes() -> Flow:
         try:

@@ -462,6 +462,7 @@ def test_on_five_methods_an_error_that_is_raised_ends_its_list_without_a_step() 
         return call(category, name, input)
 
     def workflow() -> Flow:
+        charged = None
         try:
             yield [tool("api", name) for name in "zabc"]
         except ToolError:
