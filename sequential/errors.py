@@ -335,9 +335,13 @@ _LONGEST = 5000
 
 def describe(error: BaseException) -> str:
     """Return an error's type, text and notes, as they are shown to people."""
-    text = "; ".join([f"{type(error).__name__}: {message_of(error)}", *map(str, getattr(error, "__notes__", ()))])
-    text = text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()  # PostgreSQL's text has no NUL
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    text = f"{type(error).__name__}: {_storable(message_of(error))}"
+    return _shortened("; ".join(filter(None, [text, notes_of(error)])))
+
+
+def notes_of(error: BaseException) -> str:
+    """Return the notes of an error, as they are shown to people."""
+    return _shortened(_storable("; ".join(map(str, getattr(error, "__notes__", ())))))
 
 
 def message_of(error: BaseException) -> str:
@@ -350,6 +354,15 @@ def message_of(error: BaseException) -> str:
     except Exception:
         text = ""
     return (text or type(error).__name__).encode(errors="backslashreplace").decode()
+
+
+def _storable(text: str) -> str:
+    """Return a text that every store takes: PostgreSQL's has no NUL, UTF-8 no lone surrogate."""
+    return text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _shown(value: object) -> str:

@@ -314,7 +314,7 @@ class FlowExecutor:
         record, page = await settle(self.setup.journal.read(check_id(id), (0, 0), LAST))
         if record is None:
             raise UnknownExecution(id)
-        records.state_of(record)  # what is damaged may have no sound number of steps
+        records.state_of(record)  # what is damaged is refused
         log, steps = Log(self.setup.journal, record, page, record.step), list[dict[str, Any]]()
         for step in range(record.step):
             about, box = await log.take(step)
@@ -573,7 +573,7 @@ class FlowExecutor:
         record, _ = await settle(self.setup.journal.read(check_id(id)))
         if record is None or record.status == "making":
             raise UnknownExecution(id)
-        records.state_of(record)  # as above
+        records.state_of(record)  # what is damaged is refused
         return record
 
     async def _change(self, known: Record | None, id: str, change: Callable[[Record | None], Record | None]) -> Record:

@@ -21,7 +21,7 @@ from .branches import CANCEL, END, Branch, Branches, Raised
 from .calls import INTERRUPTED, Call, Unstorable
 from .codec import decode_json, encode_json
 from .context import Current, ends_at
-from .errors import Cancelled, Damaged, Diverged, Fenced, IdInUse, NotEncodable, SequentialError, describe
+from .errors import Cancelled, Damaged, Diverged, Fenced, IdInUse, NotEncodable, SequentialError, describe, notes_of
 from .journal import Log
 from .lease import Lease
 from .owner import describe_process, is_dead
@@ -323,8 +323,7 @@ class Invocation:
                 done = await self._commit(call, branch is branches[-1] and not tasks)
             if tasks:
                 done = await self._commit_as_they_end(tasks)
-            if len(calls) < len(branches):
-                await self._unmark(branches, calls)
+            await self._unmark(branches[len(calls) :], [])
         except BaseException as error:
             await self._abandon(calls, tasks, error)
             if not isinstance(error, GeneratorExit):
@@ -337,7 +336,7 @@ class Invocation:
 
     async def _mark(self, branches: list[Branch]) -> None:
         """Note which ``once`` calls are about to begin, and which closed names are waited for again."""
-        once = [branch.mark for branch in branches if isinstance(branch.asked, Tool) and branch.asked.once]
+        once = [branch.mark for branch in _once(branches)]
         if once or (self._tree.rests and not set(self._waits()).isdisjoint(self._state.closed)):
             await self._write(records.marked, once, self._waits())
 
@@ -382,9 +381,10 @@ class Invocation:
 
     async def _unmark(self, branches: list[Branch], calls: list[Call]) -> None:
         """Take back the marks of ``once`` calls of which nothing was started."""
-        begun = {call.branch.mark for call in calls if call.is_begun}
-        marks = [branch.mark for branch in branches if branch.mark not in begun]
-        await self._write(records.unmarked, marks)
+        begun = [call.branch for call in calls if call.is_begun]
+        marks = [branch.mark for branch in _once(branches) if branch not in begun]
+        if marks:
+            await self._write(records.unmarked, marks)
 
     async def _renew(self) -> None:
         """Prolong the lease."""
@@ -509,8 +509,7 @@ class Invocation:
         """Park the execution, or end it as cancelled."""
         if not isinstance(error, Cancelled):
             await self._park("failed", error)
-        _, _, notes = describe(error).partition("; ")
-        await self._conclude("cancelled", notes)
+        await self._conclude("cancelled", notes_of(error))
         self._tell("cancelled", self.record, error=error)
 
     async def _conclude(self, status: str, error: str = "", entries: Sequence[Entry] = ()) -> None:
@@ -592,6 +591,11 @@ class Invocation:
             for branch in self._tree.rests.values()
             if isinstance(branch.asked, (Sleep, Wait)) and branch.asked.seconds is not None
         ]
+
+
+def _once(branches: Collection[Branch]) -> list[Branch]:
+    """Return those that ask for a call with ``once=True``."""
+    return [branch for branch in branches if isinstance(branch.asked, Tool) and branch.asked.once]
 
 
 def _told(label: str, number: int) -> str:

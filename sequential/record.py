@@ -341,8 +341,8 @@ def marked(
 def unmarked(record: Record | None, since: Since, hold: Hold, now: float, once: Collection[str]) -> Record | None:
     """Take back that ``once`` calls were begun."""
     record, state = _ours(record, hold)
-    left = tuple(mark for mark in state.once if mark not in once)
-    return _with(record, state, once=left) if left != state.once else None
+    # In any case: what an invocation knows may be older than the write that was interrupted.
+    return _with(record, state, once=tuple(mark for mark in state.once if mark not in once))
 
 
 def renewed(record: Record | None, since: Since, hold: Hold, now: float) -> Record | None:

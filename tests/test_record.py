@@ -92,7 +92,7 @@ def writes(  # noqa: PLR0917 - what they take between them
     return {
         "answered": lambda record, since: core.answered(record, since, hold, now, answers or Answers(4)),
         "marked": lambda record, since: core.marked(record, since, hold, now, ["0.3"], waits),
-        "unmarked": lambda record, since: core.unmarked(record, since, hold, now, "0.1"),
+        "unmarked": lambda record, since: core.unmarked(record, since, hold, now, ["0.1"]),
         "renewed": lambda record, since: core.renewed(record, since, hold, now),
         "begun anew": lambda record, since: core.begun_anew(record, since, hold, now, run, copied, 0),
         "removed": lambda record, since: record if core.is_to_be_removed(record, since, hold) else None,
@@ -223,9 +223,9 @@ def test_marked(before: Fields, given: tuple[Any, Any], expected: Expected) -> N
     comes_to(expected, before, lambda record: core.marked(record, None, ME, NOW, *given))
 
 
-@table(("its mark", {"once": ("0.1", "0.2")}, {"once": ("0.2",)}), ("taken back already", {"once": ("0.2",)}, None))
+@table(("its mark", {"once": ("0.1", "0.2")}, {"once": ("0.2",)}), ("taken back already", {"once": ("0.2",)}, {}))
 def test_unmarked(before: Fields, expected: Expected) -> None:
-    comes_to(expected, before, lambda record: core.unmarked(record, None, ME, NOW, "0.1"))
+    comes_to(expected, before, lambda record: core.unmarked(record, None, ME, NOW, ["0.1"]))
 
 
 def test_renewed() -> None:

@@ -479,20 +479,21 @@ def test_on_five_methods_an_error_that_is_raised_ends_its_list_without_a_step() 
 
 
 class Name(str, Enum):  # noqa: UP042 - unlike a `StrEnum`, it is shown as what it is not
-    API = "api"
+    ODD = "odd"
 
 
-def test_a_text_that_is_an_enum_is_the_text_itself_whatever_was_asked_before(lab: Lab) -> None:
+def test_a_text_that_is_an_enum_is_the_text_itself(lab: Lab) -> None:
     def workflow() -> Flow:
-        yield tool(Name.API, Name.API)
-        return (yield wait(Name.API))
+        yield tool(Name.ODD, Name.ODD)
+        return (yield wait(Name.ODD))
 
-    flow = lab.flow(call=echo, budget=math.inf)
-    for id in ("plain", Name.API):
-        flow.execute(yields(tool("api", "api")) if id == "plain" else workflow, id)
-        assert [step["asked"] for step in lab.flow().history(id)] == ["tool api.api"] if id != "plain" else True
-    assert flow.signal(Name.API, Name.API, 5)
-    assert flow.execute(workflow, "api") == 5
+    keys, flow = list[str](), lab.flow(call=lambda *_: keys.append(current().key), budget=math.inf)
+    flow.execute(workflow, Name.ODD)
+    assert flow.signal(Name.ODD, Name.ODD, 5)
+    kept = lab.flow(call=echo, budget=math.inf, retain=True)
+    assert kept.execute(workflow, "odd") == 5
+    assert [step["asked"] for step in kept.history("odd")] == ["tool odd.odd", "wait odd"]
+    assert keys == [f"odd:{lab.record('odd').run}:0"]
 
 
 class Attributes(dict[str, Any]):
@@ -530,6 +531,25 @@ def test_a_once_call_that_was_not_started_is_made_later(lab: Lab, case: str) -> 
     is_mended = True
     assert flow.execute(workflow, "id") == (["b"] if case == "unstorable" else ["a", "b"])
     assert made.count("b") == 1
+
+
+def test_a_stop_while_a_once_call_is_being_marked_leaves_it_to_be_made(lab: Lab) -> None:
+    class Stops(JournalAround):
+        async def around(self, what: str, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+            done = await settle(method(*arguments, **options))
+            if what == "write" and state_of(arguments[1]).once and not stopped:
+                stopped.append(True)
+                raise KeyboardInterrupt
+            return done
+
+    stopped, made = list[bool](), list[str]()
+    workflow = yields(tool("bank", "charge", once=True))
+    with pytest.raises(KeyboardInterrupt):
+        lab.flow(on=Stops(lab.plain), call=echo).execute(workflow, "id")
+    assert (state_of(lab.record("id")).once, lab.status("id").busy) == ((), False)
+    flow = lab.flow(call=lambda category, name, input: made.append(name), budget=math.inf)
+    assert flow.execute(workflow, "id") == [None]
+    assert made == ["charge"]
 
 
 def test_once_calls_of_a_list_that_an_error_has_decided_leave_no_mark(lab: Lab) -> None:
