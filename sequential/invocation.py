@@ -90,8 +90,15 @@ async def claim(
             find(stored)
         return taken and (taken, ())
 
-    # A power cut may undo the taking of a lease, at no harm, but not an execution once begun.
-    record = await setup.journal.update(id, known, change, flush=known is None)
+    try:
+        # A power cut may undo the taking of a lease, at no harm, but not an execution once begun.
+        record = await setup.journal.update(id, known, change, flush=known is None)
+    except BaseException as error:
+        if not isinstance(error, (Exception, GeneratorExit)):  # a stop, and the lease may be taken
+            with suppress(Exception):
+                known, _ = await settle(setup.journal.read(id))
+                await setup.journal.update(id, known, _giving_back(hold, now, None))
+        raise
     if record is None or not records.is_holder(record, hold := hold._replace(run=record.run)):
         return record, None
     if known is None or known.run != record.run:
@@ -543,7 +550,8 @@ class Invocation:
         reason = None if isinstance(error, IdInUse) or not isinstance(error, Exception) else describe(error)
         if records.is_holder(self.record, self._hold):
             with suppress(Exception):
-                await self._write(records.released, reason)
+                change = _giving_back(self._hold, self._setup.clock(), reason)
+                self.record = await self._journal.update(self.record.id, self.record, change) or self.record
                 self._tell("released", self.record, error=error)
 
     async def _write(
@@ -591,6 +599,16 @@ class Invocation:
             for branch in self._tree.rests.values()
             if isinstance(branch.asked, (Sleep, Wait)) and branch.asked.seconds is not None
         ]
+
+
+def _giving_back(hold: Hold, now: float, error: str | None) -> Callable[[Record | None, Since], Changed]:
+    """Return the change that gives a lease back, in whichever run: who was stopped does not know what was written."""
+
+    def change(stored: Record | None, since: Since) -> Changed:
+        new = records.released(stored, since, hold._replace(run=stored.run) if stored else hold, now, error)
+        return new and (new, ())
+
+    return change
 
 
 def _once(branches: Collection[Branch]) -> list[Branch]:

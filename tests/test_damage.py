@@ -117,7 +117,15 @@ def test_a_history_with_an_entry_that_is_no_json_says_where(scene: Scene) -> Non
     assert caught.value.place == 1
 
 
-def test_a_purge_ends_though_an_id_cannot_be_read(scene: Scene) -> None:
+def test_a_purge_ends_though_an_id_cannot_be_read(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    find, pages = SQLiteStorage.find, list[str]()
+
+    def counted(storage: SQLiteStorage, after: str, *what: Any) -> Any:
+        pages.append(after)
+        assert len(pages) < 50
+        return find(storage, after, *what)
+
+    monkeypatch.setattr(SQLiteStorage, "find", counted)
     scene.damage("UPDATE sequential_records SET id = cast(x'ff41' AS TEXT), status = 'failed' WHERE id = 'bad'")
     scene.damage("UPDATE sequential_records SET status = 'failed' WHERE id = 'good'")
     scene.clock.advance(10)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -22,10 +22,13 @@ from sequential import (
     Paused,
     SequentialError,
     ToolError,
+    again,
     save,
     tool,
     wait,
 )
+from sequential.blocking import settle
+from sequential.testing import JournalAround
 from tests.lab import Lab
 from tests.support import PlainStorage, echo
 
@@ -518,3 +521,40 @@ def test_an_interruption_in_the_workflow_itself_gives_the_lease_back(lab: Lab, e
         flow.execute(interrupted, "id")
     status = lab.status("id")
     assert (status.busy, status.status) == (False, "failed" if error is SequentialError else "running")
+
+
+class Stops(JournalAround):
+    """A store during whose operation number `left`, which takes place, somebody presses Ctrl-C."""
+
+    left = 0
+
+    async def around(self, what: str, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        done = await settle(method(*arguments, **options))
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return done
+
+
+def test_a_stop_at_any_operation_of_the_store_gives_the_lease_back(lab: Lab) -> None:
+    def workflow(input: Any) -> Flow:
+        got = yield [tool("api", "one", input), tool("api", "two")]
+        yield save()
+        return again(1) if input == 0 else got
+
+    for left in range(1, 100):
+        journal, id = Stops(lab.plain), f"id-{left}"
+        journal.left = left
+        flow = lab.flow(on=journal, call=lambda _category, name, _input: name, budget=math.inf, retain=True)
+        try:
+            while isinstance(flow.execute(workflow, id, 0), Paused):
+                pass
+        except KeyboardInterrupt:
+            status = FlowExecutor(lab.plain, clock=lab.clock).status_sync(id)
+            assert status is None or not status.busy, f"it is held after operation {left}"
+        else:
+            break
+        while isinstance(value := flow.execute(workflow, id), Paused):
+            pass
+        assert value == ["one", "two"]
+    assert left > 12

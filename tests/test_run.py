@@ -244,15 +244,19 @@ def test_run_waits_for_another_who_has_the_lease(lab: Lab) -> None:
         lab.runner.run(other.run(0.0))
 
 
+class Counting(JournalAround):
+    """A store that counts its writes, and bounds them."""
+
+    writes = 0
+
+    async def around(self, what: str, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        self.writes += what == "write"
+        assert self.writes < 100
+        return await settle(method(*arguments, **options))
+
+
 @pytest.mark.usefixtures("passing")
 def test_run_writes_nothing_while_it_is_asleep_or_waits(lab: Lab) -> None:
-    class Counting(JournalAround):
-        writes = 0
-
-        async def around(self, what: str, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-            self.writes += what == "write"
-            return await settle(method(*arguments, **options))
-
     def rests(input: Any) -> Flow:
         yield [tool("api", str(number)) for number in range(10)]
         yield sleep(input)
@@ -277,7 +281,7 @@ def test_run_is_asleep_while_a_cancelled_workflow_rests(lab: Lab) -> None:
             yield sleep(100)
             yield tool("api", "undo")
 
-    flow = lab.flow(call=echo, observe=lambda event: moved.append(event.kind))
+    flow = lab.flow(on=Counting(lab.plain), call=echo, observe=lambda event: moved.append(event.kind))
     flow.start(undoes, "id")
     flow.cancel("id")
     assert flow.run(undoes, "id") is None
