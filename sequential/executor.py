@@ -503,8 +503,7 @@ class FlowExecutor:
             raise ValueError(f"workflow= is the name of a workflow, not {workflow!r:.100}")
         if after:
             check_id(after)
-        records = await settle(self.setup.journal.find(after or "", check_limit(limit), status, workflow))
-        return upkeep.statuses(self.setup, records)
+        return await upkeep.statuses(self.setup, after or "", check_limit(limit), status, workflow)
 
     execute_sync = blocking(execute)
     run_sync = blocking(run)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from time import time
+from typing import Any
 
 from . import record as records
 from .blocking import settle
@@ -80,16 +81,11 @@ async def purge(setup: Setup, older_than: float, waiting: bool) -> list[str]:
     """Remove what has ended or is parked, and has not changed for `older_than` seconds, and return its ids."""
     now, purged = setup.clock(), list[str]()
     for status in sorted(ENDED | PARKED | ({"waiting"} if waiting else set())):
-        after = ""
-        while found := await settle(setup.journal.find(after, _PAGE, status, None, now - older_than)):
-            if found[-1].id <= after:
-                break  # an id that cannot be read sorts elsewhere than in the store
-            after = found[-1].id
-            for record in found:
-                if status == "waiting" and (record.due is not None or records.is_held(record, now, is_dead)):
-                    continue
-                if await _remove(setup, record):
-                    purged.append(record.id)
+        async for record in _found(setup, "", lambda: _PAGE, status, None, now - older_than):
+            if status == "waiting" and (record.due is not None or records.is_held(record, now, is_dead)):
+                continue
+            if await _remove(setup, record):
+                purged.append(record.id)
     return purged
 
 
@@ -153,12 +149,24 @@ async def _change(setup: Setup, record: Record, change: Callable[[Record], Recor
     return found if is_ours else None
 
 
-def statuses(setup: Setup, found: Iterable[Record]) -> list[Status]:
+async def statuses(setup: Setup, after: str, limit: int, status: str | None, workflow: str | None) -> list[Status]:
     """Return how executions stand, without those whose record cannot be read."""
     standing = list[Status]()
-    for record in found:
+    async for record in _found(setup, after, lambda: limit - len(standing), status, workflow):
         try:
             standing.append(setup.status(record))
         except StorageError as error:
             setup.observer.tell("damaged", record, "its record cannot be read", error)
     return standing
+
+
+async def _found(setup: Setup, after: str, wanted: Callable[[], int], *what: Any) -> AsyncIterator[Record]:
+    """Find records page by page, for as long as more are wanted."""
+    while (limit := wanted()) > 0:
+        page = await settle(setup.journal.find(after, limit, *what))
+        for record in page:
+            yield record
+        # An id that cannot be read sorts elsewhere than in the store, and would be found for ever.
+        if len(page) < limit or page[-1].id <= after:
+            return
+        after = page[-1].id

@@ -110,6 +110,12 @@ def test_a_state_that_does_not_fit_keeps_nobody_from_the_others(scene: Scene, st
     assert scene.flow.status_sync("bad") is None
 
 
+def test_a_page_is_as_long_as_it_may_be_though_one_cannot_be_read(scene: Scene) -> None:
+    scene.damage("UPDATE sequential_records SET state = 'x' WHERE id = 'bad'")
+    assert [status.id for status in scene.flow.list_sync(limit=1)] == ["good"]
+    assert scene.flow.list_sync(limit=1, after="good") == []
+
+
 def test_a_history_with_an_entry_that_is_no_json_says_where(scene: Scene) -> None:
     scene.damage("UPDATE sequential_entries SET about = '{' WHERE id = 'bad' AND place = 1")
     with pytest.raises(Damaged) as caught:
